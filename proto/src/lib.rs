@@ -1,0 +1,14 @@
+//! The contracts that the llmwarden controller and its sidecars share: the custom resources, the companion Secret, and
+//! every name, port, path and reason that more than one part has to agree on. (Nothing here is protobuf.)
+
+#[cfg(feature = "crd")]
+pub mod access;
+pub mod delivery;
+pub mod interval;
+pub mod names;
+pub mod profile;
+#[cfg(feature = "crd")]
+pub mod provider;
+#[cfg(feature = "crd")]
+pub mod reason;
+pub mod status;

@@ -1,0 +1,50 @@
+//! Names that several parts of llmwarden, and its users, have to agree on.
+
+/// API group of the custom resources.
+pub const GROUP: &str = "llmwarden.io";
+
+/// Label that marks every Secret the controller writes.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY_LABEL`] on what the controller writes.
+pub const MANAGED_BY: &str = "llmwarden";
+
+/// Annotation on an `LLMAccess`: [`ROTATE_NOW`] asks for a rotation now. The controller removes it once handled.
+pub const ROTATE_ANNOTATION: &str = "llmwarden.io/rotate";
+/// The one value of [`ROTATE_ANNOTATION`] that is acted on.
+pub const ROTATE_NOW: &str = "now";
+/// Annotation on a Secret that llmwarden does not own: its owner hands it over to the `LLMAccess` that is named here.
+pub const ADOPT_ANNOTATION: &str = "llmwarden.io/adopt";
+
+/// Name of the controller's own Secret, in its own namespace: what placeholders and key ids are derived from.
+pub const INSTANCE_SECRET: &str = "llmwarden-instance";
+
+/// Data key under which the credential always stands, in the application's Secret and in the companion.
+pub const API_KEY: &str = "apiKey";
+/// Data key of the provider's base URL in the application's Secret, present when the provider overrides it.
+pub const BASE_URL: &str = "baseUrl";
+/// Data key of the delivery document in the companion ([`crate::delivery::Delivery`]).
+pub const LIVE_JSON: &str = "live.json";
+/// Data key of the constant placeholder in the companion.
+pub const PLACEHOLDER: &str = "placeholder";
+
+/// What a companion's name ends in; the rest is the name of its `LLMAccess`.
+pub const COMPANION_SUFFIX: &str = ".llmwarden";
+
+/// Name of the companion Secret of an `LLMAccess`: what only sidecars mount.
+pub fn companion(access: &str) -> String {
+    format!("{access}{COMPANION_SUFFIX}")
+}
+
+/// Where the sidecar delivers: a tmpfs that it shares with the agent's containers.
+pub const DELIVERY_DIR: &str = "/var/run/llmwarden";
+/// File in the delivery directory: the bearer token for the endpoint on TCP.
+pub const TOKEN_FILE: &str = "token";
+/// File in the delivery directory: the same token as a header line, for `curl -H @file`.
+pub const AUTH_HEADER_FILE: &str = "auth-header";
+/// Unix socket in the delivery directory: the endpoint without a token.
+pub const SOCKET_FILE: &str = "llmwarden.sock";
+
+/// Port of the endpoint (and the proxy), on 127.0.0.1.
+pub const ENDPOINT_PORT: u16 = 9470;
+/// Port of health, metrics and status.
+pub const STATUS_PORT: u16 = 9471;

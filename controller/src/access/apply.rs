@@ -1,0 +1,172 @@
+//! Carries a plan out: a thin shell around the API server.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::Client;
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::{Resource, ResourceExt};
+use llmwarden_proto::access::LLMAccess;
+use llmwarden_proto::names;
+use tracing::info;
+
+use super::desired::DesiredSecret;
+use super::plan::{EventNote, Plan, Write};
+use crate::index::secret::ObservedSecret;
+
+/// Why a plan was not carried out to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Another Secret has the name. The plan has to be made anew with it.
+    #[error("Secret {} appeared meanwhile", .0.name)]
+    Occupied(Arc<ObservedSecret>),
+    /// The observation was out of date: what is newer is on its way.
+    #[error("{0} changed meanwhile")]
+    OutOfDate(String),
+    /// The API server does not take the write, and would not take it again.
+    #[error("the API server refused to write Secret {name}: {code} {reason}")]
+    Refused {
+        /// Name of the Secret.
+        name: String,
+        /// HTTP status.
+        code: u16,
+        /// The API server's word for it. Its message is left out: it may quote what was written.
+        reason: String,
+    },
+    /// Anything else.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+}
+
+/// Writes the Secrets of a plan, in order.
+pub async fn write_secrets(client: &Client, access: &LLMAccess, plan: &Plan) -> Result<(), ApplyError> {
+    let namespace = access.namespace().unwrap_or_default();
+    let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    for write in &plan.writes {
+        match write {
+            Write::Create(desired) => create(&api, access, desired).await?,
+            Write::Replace(desired, present) => {
+                let mut object = desired.object(access);
+                object.metadata.uid = Some(present.uid.clone());
+                object.metadata.resource_version = Some(present.resource_version.clone());
+                if let Some(content) = &present.content {
+                    object.type_ = Some(content.kind.clone());
+                }
+                let outcome = api.replace(&desired.name, &PostParams::default(), &object).await;
+                outcome.map_err(|error| classify(error, &desired.name))?;
+                info!(access = %access.name_any(), namespace, secret = desired.name, "Secret replaced");
+            }
+            Write::Recreate(desired, present) => {
+                delete(&api, present).await?;
+                create(&api, access, desired).await?;
+            }
+            Write::Delete(present) => delete(&api, present).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn create(api: &Api<Secret>, access: &LLMAccess, desired: &DesiredSecret) -> Result<(), ApplyError> {
+    match api.create(&PostParams::default(), &desired.object(access)).await {
+        Ok(_) => {
+            info!(access = %access.name_any(), secret = desired.name, "Secret created");
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {
+            Err(match api.get_opt(&desired.name).await? {
+                Some(secret) => ApplyError::Occupied(Arc::new(secret.into())),
+                None => ApplyError::OutOfDate(desired.name.clone()),
+            })
+        }
+        Err(error) => Err(classify(error, &desired.name)),
+    }
+}
+
+async fn delete(api: &Api<Secret>, present: &ObservedSecret) -> Result<(), ApplyError> {
+    // Not the resource version: an edit by somebody does not make it less ours to delete.
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(present.uid.clone()),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    match api.delete(&present.name, &params).await {
+        Ok(_) => {
+            info!(secret = present.name, "Secret deleted");
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(classify(error, &present.name)),
+    }
+}
+
+fn classify(error: kube::Error, name: &str) -> ApplyError {
+    match error {
+        kube::Error::Api(status) if status.is_conflict() || status.is_not_found() => {
+            ApplyError::OutOfDate(name.to_owned())
+        }
+        kube::Error::Api(status) if matches!(status.code, 400 | 403 | 413 | 422) => ApplyError::Refused {
+            name: name.to_owned(),
+            code: status.code,
+            reason: status.reason.clone(),
+        },
+        error => ApplyError::Api(error),
+    }
+}
+
+/// Writes the status of a plan, if that changes anything.
+pub async fn write_status(client: &Client, access: &LLMAccess, plan: &Plan) -> Result<(), ApplyError> {
+    if access.status.as_ref() == Some(&plan.status) {
+        return Ok(());
+    }
+    let api: Api<LLMAccess> = Api::namespaced(client.clone(), &access.namespace().unwrap_or_default());
+    let mut object = access.clone();
+    object.status = Some(plan.status.clone());
+    object.metadata.managed_fields = None;
+    let name = access.name_any();
+    // Carries the resource version, so that no newer status is overwritten.
+    api.replace_status(&name, &PostParams::default(), &object)
+        .await
+        .map_err(|error| match error {
+            kube::Error::Api(status) if status.is_conflict() || status.is_not_found() => {
+                ApplyError::OutOfDate(format!("LLMAccess {name}"))
+            }
+            error => error.into(),
+        })?;
+    Ok(())
+}
+
+/// Removes the request to rotate that has been dealt with.
+pub async fn remove_rotation_request(client: &Client, access: &LLMAccess) -> Result<(), ApplyError> {
+    let api: Api<LLMAccess> = Api::namespaced(client.clone(), &access.namespace().unwrap_or_default());
+    let patch = serde_json::json!({ "metadata": { "annotations": { names::ROTATE_ANNOTATION: null } } });
+    api.patch(
+        &access.name_any(),
+        &kube::api::PatchParams::default(),
+        &kube::api::Patch::Merge(patch),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Publishes an event about an object.
+pub async fn publish<K: Resource<DynamicType = ()>>(
+    recorder: &Recorder,
+    about: &K,
+    note: &EventNote,
+) -> kube::Result<()> {
+    let event = Event {
+        type_: if note.warning {
+            EventType::Warning
+        } else {
+            EventType::Normal
+        },
+        reason: note.reason.as_str().to_owned(),
+        note: Some(note.message.clone()),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    };
+    recorder.publish(&event, &about.object_ref(&())).await
+}

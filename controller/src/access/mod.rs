@@ -1,0 +1,9 @@
+//! `LLMAccess`: observe, plan (pure), apply.
+
+pub mod apply;
+pub mod desired;
+pub mod grant;
+pub mod observe;
+pub mod plan;
+pub mod reconcile;
+pub mod status;

@@ -1,0 +1,393 @@
+//! What to write for an access: decided from an [`Observation`] alone, without a cluster.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use llmwarden_proto::access::LLMAccessStatus;
+use llmwarden_proto::delivery::{State, next_version};
+use llmwarden_proto::names;
+use llmwarden_proto::provider::{LLMProvider, whole_seconds};
+use llmwarden_proto::reason::{ConditionType, Reason};
+use secrecy::SecretString;
+
+use super::desired::{Data, DesiredSecret, active_companion, application_data, withdrawn_companion};
+use super::grant::{Grant, Refusal, decide};
+use super::observe::Observation;
+use super::status::{self, Delivered};
+use crate::conditions::{self, Truth};
+use crate::index::secret::ObservedSecret;
+use crate::instance::Instance;
+
+/// What a plan depends on besides what was observed.
+pub struct Settings {
+    /// Namespaces that master keys may live in.
+    pub trusted: Vec<String>,
+    /// How long a key stays after its access stopped being allowed.
+    pub denial_grace: Duration,
+    /// What placeholders and key ids are derived from.
+    pub instance: Instance,
+}
+
+/// One write of a Secret. Each has a precondition, so that it is harmless when the observation is out of date.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// Fails when the name is taken.
+    Create(DesiredSecret),
+    /// Fails when it is not this very Secret in this very version.
+    Replace(DesiredSecret, Arc<ObservedSecret>),
+    /// Deletes and creates: an immutable Secret takes no other content.
+    Recreate(DesiredSecret, Arc<ObservedSecret>),
+    /// Fails when it is not this very Secret.
+    Delete(Arc<ObservedSecret>),
+}
+
+/// An event to publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventNote {
+    /// Whether it is something to worry about.
+    pub warning: bool,
+    /// In one word.
+    pub reason: Reason,
+    /// In a sentence.
+    pub message: String,
+}
+
+impl EventNote {
+    /// Something to worry about.
+    pub fn warning(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            warning: true,
+            reason,
+            message: message.into(),
+        }
+    }
+
+    /// Something that went as it should.
+    pub fn normal(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            warning: false,
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+/// What to do for an access, in this order: Secrets, then status, then events.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Secrets to write, in order.
+    pub writes: Vec<Write>,
+    /// The status once they are written.
+    pub status: LLMAccessStatus,
+    /// What to tell once the status is written.
+    pub events: Vec<EventNote>,
+    /// Whether the request to rotate has been dealt with.
+    pub rotation_handled: bool,
+    /// When to look again, even if nothing happens.
+    pub look_again: Option<Duration>,
+}
+
+/// Decides. `None`: too little is known yet, or the access is being deleted and its Secrets with it.
+pub fn plan(seen: &Observation, settings: &Settings) -> Option<Plan> {
+    if seen.access.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    Some(match decide(seen, &settings.trusted)? {
+        Ok(grant) => provision(seen, seen.provider.as_ref()?, &grant, settings),
+        Err(refusal) if refusal.denied => deny(seen, &refusal, settings),
+        Err(refusal) => hold(seen, &refusal),
+    })
+}
+
+/// The plan when the API server refused a write: nothing but to say so.
+pub fn refused(seen: &Observation, what: &str) -> Plan {
+    hold(seen, &Refusal::held(Reason::WriteRefused, what.to_owned()))
+}
+
+fn provision(seen: &Observation, provider: &LLMProvider, grant: &Grant, settings: &Settings) -> Plan {
+    let access = seen.access.as_ref();
+    let old = old_status(seen);
+    let placeholder = settings.instance.placeholder(seen.namespace_name(), seen.name());
+    let mut plan = Plan {
+        status: status::base(seen),
+        ..Plan::default()
+    };
+
+    if let Some(announced) = announce_recreation(seen) {
+        plan.status = announced;
+        plan.look_again = Some(Duration::ZERO);
+        return plan;
+    }
+
+    let application = application_data(access, provider, grant, &placeholder);
+    let restored_application = ensure(
+        seen,
+        &access.spec.secret_name,
+        application,
+        grant,
+        &mut plan.writes,
+    );
+
+    let companion_name = access.companion_name();
+    let present = seen.own_companion();
+    let render = |stamp| active_companion(access, provider, grant, &placeholder, stamp);
+    let stamp = settled_stamp(present, render).unwrap_or_else(|| next_stamp(seen));
+    ensure(seen, &companion_name, render(stamp), grant, &mut plan.writes);
+
+    let keep = BTreeSet::from([access.spec.secret_name.as_str(), companion_name.as_str()]);
+    let leftovers: Vec<_> = remove_others(seen, &keep, &mut plan.writes);
+
+    let delivered = Delivered {
+        version: stamp.0,
+        issued_at: stamp.1,
+        key_id: settings.instance.key_id(&grant.key),
+        companion_intact: companion_intact(seen, &grant.key),
+    };
+    let trigger = status::record_delivery(&mut plan.status, &old, &delivered);
+    status::granted(seen, provider, grant, &delivered, &mut plan);
+
+    for name in &grant.adopts {
+        plan.events.push(EventNote::normal(
+            Reason::Adopted,
+            format!("Secret {name} was taken over, as its annotation asked"),
+        ));
+    }
+    plan.events
+        .extend(trigger.map(|trigger| status::delivery_event(trigger, access, &delivered)));
+    if trigger.is_none() && restored_application {
+        let text = format!(
+            "Secret {} is as it was before it was edited or deleted",
+            access.spec.secret_name
+        );
+        plan.events.push(EventNote::normal(Reason::Restored, text));
+    }
+    for name in leftovers {
+        let text = format!(
+            "Secret {name} was removed: spec.secretName is {} now",
+            access.spec.secret_name
+        );
+        plan.events.push(EventNote::normal(Reason::SecretRemoved, text));
+    }
+    if seen.rotation_requested() {
+        plan.rotation_handled = true;
+        if trigger.is_none() {
+            plan.events.push(EventNote::warning(
+                Reason::NothingToRotate,
+                status::nothing_to_rotate(provider, &delivered),
+            ));
+        }
+    }
+    plan
+}
+
+/// The access is not allowed: its key goes, after the announced time.
+fn deny(seen: &Observation, refusal: &Refusal, settings: &Settings) -> Plan {
+    let grace = settings.denial_grace;
+    let old = old_status(seen);
+    let mut plan = Plan {
+        status: status::base(seen),
+        ..Plan::default()
+    };
+    let companion = seen.own_companion();
+    let application = seen.own_secret(&seen.access.spec.secret_name);
+
+    let provisioned =
+        companion.is_some() || seen.secrets.values().any(|secret| secret.is_owned_by(seen.uid()));
+    if !provisioned && old.credential_version.is_none() {
+        status::refused(seen, refusal, &refusal.message, false, &mut plan);
+        return plan;
+    }
+    let Some(withdraw_at) = old.withdraw_at.as_ref().map(|time| time.0) else {
+        // The intent is recorded first: after a crash the announced time still counts.
+        let at = whole_seconds(seen.now.saturating_add(grace).unwrap_or(Timestamp::MAX));
+        let message = format!("{}. The key is withdrawn at {}", refusal.message, at.0);
+        plan.status.withdraw_at = Some(at);
+        status::refused(seen, refusal, &message, true, &mut plan);
+        plan.look_again = Some(grace);
+        return plan;
+    };
+    if seen.now < withdraw_at {
+        let message = format!("{}. The key is withdrawn at {withdraw_at}", refusal.message);
+        plan.status.withdraw_at.clone_from(&old.withdraw_at);
+        status::refused(seen, refusal, &message, true, &mut plan);
+        plan.look_again = Some(until(seen.now, withdraw_at));
+        return plan;
+    }
+
+    let message = format!("{}. The key was withdrawn at {withdraw_at}", refusal.message);
+    let render = |stamp| withdrawn_companion(&refusal.message, stamp);
+    let stamp = settled_stamp(companion, render).unwrap_or_else(|| next_stamp(seen));
+    let name = seen.access.companion_name();
+    write_own(
+        companion,
+        DesiredSecret::new(&name, render(stamp), companion.map(AsRef::as_ref)),
+        &mut plan.writes,
+    );
+    let mut keep = BTreeSet::from([name.as_str()]);
+    let placeholder = settings.instance.placeholder(seen.namespace_name(), seen.name());
+    if let Some(application) = application.filter(|secret| secret.holds_value(names::API_KEY, &placeholder)) {
+        // A placeholder opens nothing, and agents that reference it can go on starting.
+        keep.insert(application.name.as_str());
+    }
+    remove_others(seen, &keep, &mut plan.writes);
+    plan.status.withdraw_at.clone_from(&old.withdraw_at);
+    status::record_withdrawal(&mut plan.status, &old, stamp);
+    status::refused(seen, refusal, &message, false, &mut plan);
+    if companion.is_none_or(|secret| {
+        secret
+            .delivery()
+            .is_none_or(|delivery| delivery.state == State::Active)
+    }) {
+        plan.events.push(EventNote::warning(Reason::Withdrawn, message));
+    }
+    plan
+}
+
+/// The access gets no key now, and keeps what it has.
+fn hold(seen: &Observation, refusal: &Refusal) -> Plan {
+    let old = old_status(seen);
+    let mut plan = Plan {
+        status: status::base(seen),
+        ..Plan::default()
+    };
+    let active = seen
+        .own_companion()
+        .and_then(|c| c.delivery())
+        .is_some_and(|d| d.state == State::Active);
+    if refusal.reason == Reason::SecretConflict && old.credential_version.is_none() {
+        // The conflict showed between two writes: the access that is refused leaves nothing behind.
+        remove_others(seen, &BTreeSet::new(), &mut plan.writes);
+    }
+    if !active {
+        plan.status.withdraw_at.clone_from(&old.withdraw_at);
+    }
+    status::refused(
+        seen,
+        refusal,
+        &refusal.message,
+        active && plan.writes.is_empty(),
+        &mut plan,
+    );
+    plan
+}
+
+/// Version and time of a companion that is exactly what it should be.
+fn settled_stamp(
+    present: Option<&Arc<ObservedSecret>>,
+    render: impl Fn((u64, Timestamp)) -> Data,
+) -> Option<(u64, Timestamp)> {
+    let present = present?;
+    let delivery = present.delivery()?;
+    let stamp = (delivery.version, delivery.issued_at);
+    present.holds(&render(stamp)).then_some(stamp)
+}
+
+fn next_stamp(seen: &Observation) -> (u64, Timestamp) {
+    let recorded = old_status(seen)
+        .credential_version
+        .and_then(|version| u64::try_from(version).ok());
+    let written = seen
+        .secrets
+        .get(&seen.access.companion_name())
+        .and_then(|c| c.delivery())
+        .map(|d| d.version);
+    // What the API can't express as an integer never was a version of ours.
+    let written = written.filter(|version| i64::try_from(*version).is_ok_and(|v| v < i64::MAX));
+    let issued_at = Timestamp::from_millisecond(seen.now.as_millisecond()).unwrap_or(seen.now);
+    (next_version(recorded.max(written), seen.now), issued_at)
+}
+
+/// Whether the companion holds the key and the version that the status speaks of: then a difference is a change of
+/// settings, not an edit.
+fn companion_intact(seen: &Observation, key: &SecretString) -> bool {
+    let recorded = old_status(seen)
+        .credential_version
+        .and_then(|version| u64::try_from(version).ok());
+    seen.own_companion().is_some_and(|companion| {
+        companion.holds_value(names::API_KEY, key)
+            && companion.delivery().map(|delivery| delivery.version) == recorded
+    })
+}
+
+/// Makes a Secret be as desired. Says whether one that was there before had to be mended.
+fn ensure(seen: &Observation, name: &str, data: Data, grant: &Grant, writes: &mut Vec<Write>) -> bool {
+    let present = seen.secrets.get(name);
+    let desired = DesiredSecret::new(name, data, present.map(AsRef::as_ref));
+    match present {
+        Some(foreign) if grant.adopts.iter().any(|adopted| adopted == name) => {
+            writes.push(Write::Replace(desired, Arc::clone(foreign)));
+            false
+        }
+        own => write_own(own, desired, writes) && old_status(seen).secret_ref.is_some_and(|s| s.name == name),
+    }
+}
+
+fn write_own(present: Option<&Arc<ObservedSecret>>, desired: DesiredSecret, writes: &mut Vec<Write>) -> bool {
+    match present {
+        None => writes.push(Write::Create(desired)),
+        Some(own) if own.is_immutable() => writes.push(Write::Recreate(desired, Arc::clone(own))),
+        Some(own) if !own.is_labelled() || !own.holds(&desired.data) => {
+            writes.push(Write::Replace(desired, Arc::clone(own)));
+        }
+        Some(_) => return false,
+    }
+    true
+}
+
+/// Deletes what the access owns under other names.
+fn remove_others(seen: &Observation, keep: &BTreeSet<&str>, writes: &mut Vec<Write>) -> Vec<String> {
+    let others = seen
+        .secrets
+        .values()
+        .filter(|s| s.is_owned_by(seen.uid()) && !keep.contains(s.name.as_str()));
+    others
+        .map(|secret| {
+            writes.push(Write::Delete(Arc::clone(secret)));
+            secret.name.clone()
+        })
+        .collect()
+}
+
+/// The kubelet never follows an immutable Secret to its successor, so pods must restart. That is said before it is
+/// recreated: after a crash in between nobody could tell.
+fn announce_recreation(seen: &Observation) -> Option<LLMAccessStatus> {
+    let own = [&seen.access.spec.secret_name, &seen.access.companion_name()];
+    let immutable = own
+        .into_iter()
+        .filter_map(|name| seen.own_secret(name))
+        .find(|secret| secret.is_immutable())?;
+    let message = format!(
+        "Secret {} (uid {}) was made immutable by somebody and is recreated: pods that were started with it must be \
+         restarted to get new keys",
+        immutable.name, immutable.uid
+    );
+    let announced = conditions::find(&old_status(seen).conditions, ConditionType::LiveRotation)
+        .is_some_and(|condition| condition.message == message);
+    if announced {
+        return None;
+    }
+    let mut status = old_status(seen);
+    conditions::Setter {
+        conditions: &mut status.conditions,
+        generation: seen.access.metadata.generation,
+        now: seen.now,
+    }
+    .set(
+        ConditionType::LiveRotation,
+        Truth::False,
+        Reason::ImmutableSecretRecreated,
+        message,
+    );
+    Some(status)
+}
+
+fn old_status(seen: &Observation) -> LLMAccessStatus {
+    seen.access.status.clone().unwrap_or_default()
+}
+
+/// Time from now until then, never negative.
+pub(super) fn until(now: Timestamp, then: Timestamp) -> Duration {
+    Duration::try_from(then.duration_since(now)).unwrap_or_default()
+}

@@ -1,0 +1,120 @@
+//! The reconciler of `LLMAccess`: one pass of observe, plan, apply.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::Api;
+use kube::runtime::controller::Action;
+use kube::runtime::events::Recorder;
+use kube::{Client, ResourceExt};
+use llmwarden_proto::access::LLMAccess;
+use tracing::{debug, warn};
+
+use super::apply::{self, ApplyError};
+use super::observe::{Observation, rotation_requested};
+use super::plan::{Plan, Settings, plan, refused};
+use crate::index::master::Master;
+use crate::index::watch::SharedIndex;
+
+/// How often a plan is made anew in one pass because a Secret appeared: once for each of the two names, and once more.
+const PLANS_A_PASS: usize = 3;
+/// After how long a pass is tried again that found its observation out of date, if no watch event comes first.
+const OUT_OF_DATE_RETRY: Duration = Duration::from_millis(500);
+/// After how long a pass is tried again that the API server failed.
+const FAILED_RETRY: Duration = Duration::from_secs(5);
+/// How often a refused write is tried again: a quota or an admission policy may have changed.
+const REFUSED_RETRY: Duration = Duration::from_secs(30);
+
+/// What the reconciler needs.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// What the watches saw.
+    pub index: SharedIndex,
+    /// Flags and the instance secret.
+    pub settings: Settings,
+    /// Where events go.
+    pub recorder: Recorder,
+}
+
+/// One pass over one access.
+pub async fn reconcile(access: Arc<LLMAccess>, context: Arc<Context>) -> Result<Action, ApplyError> {
+    if rotation_requested(&access) {
+        refresh_master(&access, &context).await?;
+    }
+    let mut seen = Observation::new(&context.index.read(), access, Timestamp::now());
+    for _ in 0..PLANS_A_PASS {
+        let Some(plan) = plan(&seen, &context.settings) else {
+            return Ok(Action::await_change());
+        };
+        match apply::write_secrets(&context.client, &seen.access, &plan).await {
+            Ok(()) => return finish(&seen, &plan, &context, plan.look_again).await,
+            Err(ApplyError::Occupied(secret)) => {
+                seen.secrets.insert(secret.name.clone(), secret);
+            }
+            Err(error @ ApplyError::Refused { .. }) => {
+                let plan = refused(&seen, &error.to_string());
+                return finish(&seen, &plan, &context, Some(REFUSED_RETRY)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(ApplyError::OutOfDate(format!(
+        "the Secrets of LLMAccess {}",
+        seen.name()
+    )))
+}
+
+async fn finish(
+    seen: &Observation,
+    plan: &Plan,
+    context: &Context,
+    look_again: Option<Duration>,
+) -> Result<Action, ApplyError> {
+    let access = seen.access.as_ref();
+    apply::write_status(&context.client, access, plan).await?;
+    for event in &plan.events {
+        if let Err(error) = apply::publish(&context.recorder, access, event).await {
+            // The status says the same: an event is not worth another pass.
+            warn!(access = %access.name_any(), %error, "an event could not be published");
+        }
+    }
+    if plan.rotation_handled {
+        apply::remove_rotation_request(&context.client, access).await?;
+    }
+    Ok(look_again.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Who changes the master and then asks for a rotation means the new key, whichever watch is faster.
+async fn refresh_master(access: &LLMAccess, context: &Context) -> Result<(), ApplyError> {
+    let provider = context.index.read().provider(&access.spec.provider_ref.name);
+    let Some(secret_ref) =
+        provider.and_then(|p| p.spec.auth.api_key.as_ref().map(|auth| auth.secret_ref.clone()))
+    else {
+        return Ok(());
+    };
+    if !context.settings.trusted.contains(&secret_ref.namespace) {
+        return Ok(());
+    }
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), &secret_ref.namespace);
+    if let Some(secret) = api.get_opt(&secret_ref.name).await? {
+        let key = (secret_ref.namespace, secret_ref.name);
+        context
+            .index
+            .update(|index| index.apply(&key, Arc::new(Master::from(secret))));
+    }
+    Ok(())
+}
+
+/// What follows a pass that failed.
+#[expect(clippy::needless_pass_by_value, reason = "the signature is kube's")]
+pub fn on_error(access: Arc<LLMAccess>, error: &ApplyError, _: Arc<Context>) -> Action {
+    if let ApplyError::OutOfDate(what) = error {
+        debug!(access = %access.name_any(), what, "out of date, another pass follows");
+        return Action::requeue(OUT_OF_DATE_RETRY);
+    }
+    warn!(access = %access.name_any(), namespace = access.namespace(), %error, "a pass failed and is tried again");
+    Action::requeue(FAILED_RETRY)
+}

@@ -1,0 +1,14 @@
+//! The llmwarden controller: provisions, rotates and withdraws the Secrets of `LLMAccess` objects.
+//!
+//! [`index`] holds what the watches saw; [`access`] and [`provider`] each reconcile one kind in three steps: observe,
+//! plan (pure), apply.
+
+pub mod access;
+pub mod conditions;
+pub mod config;
+pub mod crd;
+pub mod index;
+pub mod instance;
+pub mod logging;
+pub mod provider;
+pub mod run;

@@ -1,0 +1,94 @@
+//! Where the programs under test are: the product's, built once per process, and the control plane's.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Keeps the outcome of the one build, its error included: a build that failed is not tried again by the next test.
+type Built = OnceLock<Result<PathBuf, String>>;
+
+/// The `llmwarden-controller` program.
+pub fn controller() -> Result<PathBuf> {
+    product("llmwarden-controller")
+}
+
+/// The `llmwarden-sidecar` program.
+pub fn sidecar() -> Result<PathBuf> {
+    product("llmwarden-sidecar")
+}
+
+/// The directory of `etcd`, `kube-apiserver`, `kubectl` and, unless it is envtest's, `kube-controller-manager`.
+pub fn control_plane() -> Result<PathBuf> {
+    static DIR: Built = OnceLock::new();
+    once(&DIR, || {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/build");
+        let output = Command::new(&script)
+            .env("CARGO_TARGET_DIR", target_dir()?)
+            // Minutes pass when nothing is built yet: let it show what it does.
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| script.display().to_string())?;
+        ensure!(output.status.success(), "{}: {}", script.display(), output.status);
+        Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()).canonicalize()?)
+    })
+}
+
+/// Cargo's target directory, of the build that the running program came from.
+pub(crate) fn target_dir() -> Result<PathBuf> {
+    Ok(profile_dir()?
+        .parent()
+        .context("the program is not in a target directory")?
+        .to_owned())
+}
+
+fn product(name: &str) -> Result<PathBuf> {
+    static DIR: Built = OnceLock::new();
+    let program = once(&DIR, build)?.join(name);
+    ensure!(program.is_file(), "no {} after building it", program.display());
+    Ok(program)
+}
+
+fn build() -> Result<PathBuf> {
+    let dir = profile_dir()?;
+    let profile = match dir.file_name().and_then(|name| name.to_str()) {
+        Some("debug") => "dev",
+        Some(profile) => profile,
+        None => bail!("{} names no profile", dir.display()),
+    };
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args([
+            "build",
+            "--quiet",
+            "--bins",
+            "-p",
+            "llmwarden-controller",
+            "-p",
+            "llmwarden-sidecar",
+        ])
+        .args(["--profile", profile, "--target-dir"])
+        .arg(target_dir()?)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .context("run cargo")?;
+    ensure!(status.success(), "building the product's programs: {status}");
+    Ok(dir)
+}
+
+/// `target/debug` for a program in it, or in its `deps` (tests) or `examples`.
+fn profile_dir() -> Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    let dir = exe.parent().context("a program without a directory")?;
+    let nested = dir
+        .file_name()
+        .is_some_and(|name| name == "deps" || name == "examples");
+    Ok(if nested { dir.parent().unwrap_or(dir) } else { dir }.to_owned())
+}
+
+fn once(cell: &Built, make: impl FnOnce() -> Result<PathBuf>) -> Result<PathBuf> {
+    cell.get_or_init(|| make().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(anyhow::Error::msg)
+}

@@ -1,0 +1,350 @@
+//! A Kubernetes control plane of the test's own: etcd, the API server and the controller manager, as real processes on
+//! loopback. There are no nodes: pods can be created and stay Pending.
+
+mod components;
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{ObjectMeta, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::wait::{await_condition, conditions};
+use kube::{Api, Client, Resource};
+use tokio::sync::OnceCell;
+
+use crate::binaries;
+use crate::kubeconfig::{self, User};
+use crate::process::Process;
+use crate::wait::try_eventually;
+use crate::work_dir::WorkDir;
+use components::Layout;
+
+/// Several clusters start at once on a small machine, so this is far more than one needs.
+const START: Duration = Duration::from_mins(2);
+const ATTEMPTS: usize = 3;
+
+/// What a cluster starts with.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Established before the controller manager starts. Of kinds that come later its garbage collector hears up to
+    /// half a minute late, so tests of owner references want theirs here.
+    pub crds: Vec<CustomResourceDefinition>,
+    /// Further flags of the API server.
+    pub api_server_flags: Vec<String>,
+}
+
+/// A running control plane. Dropping it stops it; its directory with all logs stays if the test is panicking, so tests
+/// unwrap where they would otherwise return an error.
+#[derive(Debug)]
+pub struct ControlPlane {
+    // In the order in which they stop: clients of a component before the component.
+    controller_manager: Option<Process>,
+    api_server: Mutex<Option<Process>>,
+    etcd: Process,
+    layout: Layout,
+    config: kube::Config,
+    work_dir: WorkDir,
+}
+
+/// The control plane that the tests of one process share; see [`ControlPlane::shared`].
+#[derive(Debug)]
+pub struct Shared(&'static ControlPlane);
+
+impl Deref for Shared {
+    type Target = ControlPlane;
+
+    fn deref(&self) -> &ControlPlane {
+        self.0
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.work_dir.keep("a test failed");
+        }
+    }
+}
+
+impl ControlPlane {
+    /// Starts a control plane and waits until it is ready and has its `default` namespace and service account.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(Options::default()).await
+    }
+
+    /// [`start`](Self::start), with options.
+    pub async fn start_with(options: Options) -> Result<Self> {
+        // The first caller builds for minutes, if nothing is there yet.
+        let bin = tokio::task::spawn_blocking(binaries::control_plane).await??;
+        for _ in 1..ATTEMPTS {
+            match Self::attempt(&bin, &options).await {
+                // Somebody else took the port between our look and the component's bind.
+                Err(error) if format!("{error:#}").contains("address already in use") => {}
+                outcome => return outcome,
+            }
+        }
+        Self::attempt(&bin, &options).await
+    }
+
+    /// One control plane for all tests of this process that can share it, with a namespace for each. It ends with the
+    /// process.
+    pub async fn shared() -> Result<Shared> {
+        static CLUSTER: OnceCell<ControlPlane> = OnceCell::const_new();
+        CLUSTER.get_or_try_init(Self::start).await.map(Shared)
+    }
+
+    async fn attempt(bin: &Path, options: &Options) -> Result<Self> {
+        let work_dir = WorkDir::create(&binaries::target_dir()?.join("cluster/run"))?;
+        let layout = Layout::create(work_dir.path(), bin, &options.api_server_flags)?;
+        let etcd = layout.start_etcd()?;
+        let api_server = layout.start_api_server()?;
+        let kubeconfig = Kubeconfig::read_from(&layout.kubeconfig)?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        let api_server = Mutex::new(Some(api_server));
+        let mut cluster = Self {
+            controller_manager: None,
+            api_server,
+            etcd,
+            layout,
+            config,
+            work_dir,
+        };
+
+        let started = async {
+            cluster.await_ready().await?;
+            cluster.establish(&options.crds).await?;
+            cluster.controller_manager = cluster.layout.start_controller_manager()?;
+            cluster.await_default_namespace().await
+        };
+        if let Err(error) = started.await {
+            cluster.work_dir.keep("a cluster did not start");
+            return Err(error);
+        }
+        Ok(cluster)
+    }
+
+    /// A new client with all rights. (A client lives on the runtime that made it, so each test asks for its own.)
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn client(&self) -> Client {
+        Client::try_from(self.config()).expect("a client from the configuration that the start used")
+    }
+
+    /// The configuration of [`client`](Self::client).
+    pub fn config(&self) -> kube::Config {
+        self.config.clone()
+    }
+
+    /// The kubeconfig with all rights.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.layout.kubeconfig
+    }
+
+    /// The API server's URL.
+    pub fn url(&self) -> String {
+        self.layout.url()
+    }
+
+    /// The certificate of the authority that signed the API server's.
+    pub fn authority(&self) -> &Path {
+        &self.layout.authority
+    }
+
+    /// A kubeconfig with the rights of a service account, which is made, with its namespace, unless it exists.
+    pub async fn kubeconfig_for(&self, namespace: &str, name: &str) -> Result<PathBuf> {
+        let metadata = |name: &str| ObjectMeta {
+            name: Some(name.to_owned()),
+            ..ObjectMeta::default()
+        };
+        let client = self.client();
+        let namespaces = Api::<Namespace>::all(client.clone());
+        ensure_exists(
+            &namespaces,
+            &Namespace {
+                metadata: metadata(namespace),
+                ..Namespace::default()
+            },
+        )
+        .await?;
+        let accounts = Api::<ServiceAccount>::namespaced(client, namespace);
+        ensure_exists(
+            &accounts,
+            &ServiceAccount {
+                metadata: metadata(name),
+                ..ServiceAccount::default()
+            },
+        )
+        .await?;
+
+        let spec = TokenRequestSpec {
+            expiration_seconds: Some(86_400),
+            ..TokenRequestSpec::default()
+        };
+        let request = TokenRequest {
+            spec,
+            ..TokenRequest::default()
+        };
+        let answer = accounts
+            .create_token_request(name, &PostParams::default(), &request)
+            .await?;
+        let token = answer.status.context("a TokenRequest without a status")?.token;
+        let file = format!("{namespace}.{name}");
+        kubeconfig::write(
+            self.work_dir(),
+            &file,
+            &self.url(),
+            self.authority(),
+            &User::Token(&token),
+        )
+    }
+
+    /// `kubectl` with all rights on this cluster.
+    pub fn kubectl(&self) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(self.bin_dir().join("kubectl"));
+        // A cache of its own: the user's belongs to other clusters, and ports come back.
+        command
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("KUBECACHEDIR", self.work_dir().join("kubectl"));
+        command.kill_on_drop(true);
+        command
+    }
+
+    /// Where the control plane's programs are.
+    pub fn bin_dir(&self) -> &Path {
+        &self.layout.bin
+    }
+
+    /// The directory of this cluster. What a test puts there is kept with the logs when it fails; of files that end in
+    /// `.log` the last lines are printed too.
+    pub fn work_dir(&self) -> &Path {
+        self.work_dir.path()
+    }
+
+    /// The process ids of the components that run.
+    pub fn pids(&self) -> Vec<u32> {
+        let mut pids = vec![self.etcd.pid()];
+        pids.extend(self.api_server().as_ref().map(Process::pid));
+        pids.extend(self.controller_manager.as_ref().map(Process::pid));
+        pids
+    }
+
+    /// Kills the API server. What it has acknowledged is in etcd.
+    pub fn stop_api_server(&self) {
+        *self.api_server() = None;
+    }
+
+    /// Starts the API server again, on the same port and data, and waits until it is ready.
+    pub async fn start_api_server(&self) -> Result<()> {
+        {
+            let mut api_server = self.api_server();
+            if api_server.is_some() {
+                bail!("the API server runs already");
+            }
+            *api_server = Some(self.layout.start_api_server()?);
+        }
+        self.await_ready().await
+    }
+
+    fn api_server(&self) -> MutexGuard<'_, Option<Process>> {
+        self.api_server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn await_ready(&self) -> Result<()> {
+        let client = self.client();
+        self.while_alive("a ready API server", async || {
+            client
+                .request_text(http::Request::get("/readyz").body(Vec::new())?)
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn establish(&self, crds: &[CustomResourceDefinition]) -> Result<()> {
+        let api = Api::<CustomResourceDefinition>::all(self.client());
+        for crd in crds {
+            api.create(&PostParams::default(), crd).await?;
+        }
+        for crd in crds {
+            let name = crd
+                .metadata
+                .name
+                .as_deref()
+                .context("a CustomResourceDefinition without a name")?;
+            let established = await_condition(api.clone(), name, conditions::is_crd_established());
+            tokio::time::timeout(START, established)
+                .await
+                .with_context(|| format!("{name} is not established"))??;
+        }
+        Ok(())
+    }
+
+    async fn await_default_namespace(&self) -> Result<()> {
+        let client = self.client();
+        self.while_alive("the default namespace and its service account", async || {
+            Api::<Namespace>::all(client.clone()).get("default").await?;
+            // It is the controller manager that makes it.
+            if self.controller_manager.is_some() {
+                Api::<ServiceAccount>::namespaced(client.clone(), "default")
+                    .get("default")
+                    .await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits for something, but not after a component has died.
+    async fn while_alive(&self, what: &str, mut look: impl AsyncFnMut() -> Result<()>) -> Result<()> {
+        let outcome = try_eventually(what, START, async || match (look().await, self.dead()) {
+            (Ok(()), _) => Ok(Ok(())),
+            (Err(_), Some(dead)) => Ok(Err(anyhow::Error::msg(dead))),
+            (Err(error), None) => Err(error),
+        });
+        outcome.await?
+    }
+
+    /// What the first component that has died left in its log.
+    fn dead(&self) -> Option<String> {
+        let api_server = self.api_server();
+        let all = [
+            Some(&self.etcd),
+            api_server.as_ref(),
+            self.controller_manager.as_ref(),
+        ];
+        all.into_iter().flatten().find_map(|process| {
+            let status = process.exited()?;
+            Some(format!(
+                "{} ended: {status}\n{}",
+                process.name(),
+                crate::process::tail(&process.log(), 30)
+            ))
+        })
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.work_dir.keep("a test failed");
+        }
+    }
+}
+
+async fn ensure_exists<K>(api: &Api<K>, object: &K) -> Result<()>
+where
+    K: Resource + Clone + serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    match api.create(&PostParams::default(), object).await {
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        outcome => outcome.map(drop).map_err(Into::into),
+    }
+}

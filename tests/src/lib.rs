@@ -1,0 +1,25 @@
+//! Harness of llmwarden's tests: a real Kubernetes control plane (etcd, API server, controller manager) per test, the
+//! product's binaries as processes, and one way to wait for something to become true.
+//!
+//! ```no_run
+//! # async fn test() -> anyhow::Result<()> {
+//! let cluster = llmwarden_tests::ControlPlane::start().await?;
+//! let version = cluster.client().apiserver_version().await?;
+//! # Ok(()) }
+//! ```
+
+pub mod binaries;
+mod certificates;
+pub mod control_plane;
+mod kubeconfig;
+mod ports;
+pub mod process;
+pub mod shared;
+pub mod wait;
+mod work_dir;
+
+pub use control_plane::{ControlPlane, Options};
+pub use ports::free_port;
+pub use process::{Process, Signal};
+pub use shared::shared_dir;
+pub use wait::{eventually, try_eventually};

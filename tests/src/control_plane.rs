@@ -66,9 +66,7 @@ impl Deref for Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.work_dir.keep("a test failed");
-        }
+        self.0.keep_if_panicking();
     }
 }
 
@@ -253,6 +251,13 @@ impl ControlPlane {
         self.await_ready().await
     }
 
+    /// Keeps the directory when the test that lets go of the cluster is failing.
+    pub(crate) fn keep_if_panicking(&self) {
+        if std::thread::panicking() {
+            self.work_dir.keep("a test failed");
+        }
+    }
+
     fn api_server(&self) -> MutexGuard<'_, Option<Process>> {
         self.api_server.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -333,9 +338,7 @@ impl ControlPlane {
 
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.work_dir.keep("a test failed");
-        }
+        self.keep_if_panicking();
     }
 }
 

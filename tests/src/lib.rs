@@ -11,6 +11,7 @@
 pub mod binaries;
 mod certificates;
 pub mod control_plane;
+pub mod installation;
 mod kubeconfig;
 mod ports;
 pub mod process;
@@ -19,6 +20,7 @@ pub mod wait;
 mod work_dir;
 
 pub use control_plane::{ControlPlane, Options};
+pub use installation::Installation;
 pub use ports::free_port;
 pub use process::{Process, Signal};
 pub use shared::shared_dir;

@@ -131,12 +131,24 @@ impl Process {
 
     /// Waits for a line of its output that `wanted` accepts, and returns it. Fails at once when it ends without one.
     pub async fn await_log(&self, timeout: Duration, wanted: impl Fn(&str) -> bool) -> Result<String> {
+        self.await_log_from(0, timeout, wanted).await
+    }
+
+    /// [`await_log`](Self::await_log), past the first `offset` bytes of the log: those of an earlier process.
+    pub async fn await_log_from(
+        &self,
+        offset: usize,
+        timeout: Duration,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<String> {
         let what = format!("a line in the output of {}", self.name);
         let found = try_eventually(&what, timeout, async || {
             // Asked before reading: what an ended process wrote last is in the file by then.
             let ended = self.exited();
             let log = self.log();
             let mut lines = log
+                .get(offset..)
+                .unwrap_or_default()
                 .split_inclusive('\n')
                 .filter(|line| line.ends_with('\n'))
                 .map(str::trim_end);

@@ -1,0 +1,2 @@
+//! llmwarden on a real control plane: one module per subject, one program, so that all share one installation.
+

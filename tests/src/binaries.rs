@@ -1,4 +1,4 @@
-//! Where the programs under test are: the product's, built once per process, and the control plane's.
+//! Where the programs under test are: the product's, each built once per process, and the control plane's.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,12 +11,14 @@ type Built = OnceLock<Result<PathBuf, String>>;
 
 /// The `llmwarden-controller` program.
 pub fn controller() -> Result<PathBuf> {
-    product("llmwarden-controller")
+    static PROGRAM: Built = OnceLock::new();
+    once(&PROGRAM, || product("llmwarden-controller"))
 }
 
 /// The `llmwarden-sidecar` program.
 pub fn sidecar() -> Result<PathBuf> {
-    product("llmwarden-sidecar")
+    static PROGRAM: Built = OnceLock::new();
+    once(&PROGRAM, || product("llmwarden-sidecar"))
 }
 
 /// The directory of `etcd`, `kube-apiserver`, `kubectl` and, unless it is envtest's, `kube-controller-manager`.
@@ -44,13 +46,6 @@ pub(crate) fn target_dir() -> Result<PathBuf> {
 }
 
 fn product(name: &str) -> Result<PathBuf> {
-    static DIR: Built = OnceLock::new();
-    let program = once(&DIR, build)?.join(name);
-    ensure!(program.is_file(), "no {} after building it", program.display());
-    Ok(program)
-}
-
-fn build() -> Result<PathBuf> {
     let dir = profile_dir()?;
     let profile = match dir.file_name().and_then(|name| name.to_str()) {
         Some("debug") => "dev",
@@ -59,22 +54,14 @@ fn build() -> Result<PathBuf> {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args([
-            "build",
-            "--quiet",
-            "--bins",
-            "-p",
-            "llmwarden-controller",
-            "-p",
-            "llmwarden-sidecar",
-        ])
+        .args(["build", "--quiet", "--package", name, "--bin", name])
         .args(["--profile", profile, "--target-dir"])
         .arg(target_dir()?)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()
         .context("run cargo")?;
-    ensure!(status.success(), "building the product's programs: {status}");
-    Ok(dir)
+    ensure!(status.success(), "building {name}: {status}");
+    Ok(dir.join(name))
 }
 
 /// `target/debug` for a program in it, or in its `deps` (tests) or `examples`.

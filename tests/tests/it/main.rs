@@ -1,2 +1,4 @@
 //! llmwarden on a real control plane: one module per subject, one program, so that all share one installation.
 
+mod refusals;
+mod support;

@@ -112,7 +112,7 @@ pub struct EnvVar {
     /// The data key of `secretName` that it is read from; llmwarden puts the key there.
     #[schemars(length(max = 128))]
     #[x_kube(
-        validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$') && !self.startsWith('..')")
+        validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$') && self != '.' && !self.startsWith('..')")
             .message("injection.env[].secretKey must be a Secret's data key: letters, digits, '-', '_' and '.', such as apiKey"),
         validation = Rule::new("self != 'baseUrl'")
             .message("injection.env[].secretKey must not be baseUrl: that holds the provider's URL, write apiKey or a name of your own")
@@ -129,8 +129,8 @@ pub struct Volume {
     #[x_kube(
         validation = Rule::new("self.startsWith('/')").message("injection.volume.mountPath must be absolute: begin it with /"),
         validation = Rule::new("!self.matches('^/+$')").message("injection.volume.mountPath must not be /: name a directory such as /etc/llm"),
-        validation = Rule::new("!self.split('/').exists(part, part == '..') && !self.contains(':')")
-            .message("injection.volume.mountPath must not contain '..' or ':': name a plain directory such as /etc/llm"),
+        validation = Rule::new("!self.split('/').exists(part, part == '.' || part == '..') && !self.contains(':')")
+            .message("injection.volume.mountPath must not contain '.' or '..' as a part, or ':': name a plain directory such as /etc/llm"),
         validation = Rule::new("!self.matches('^/+(var/+)?run/+(llmwarden|secrets)(/.*)?$')")
             .message("injection.volume.mountPath must not be under /var/run/llmwarden or /var/run/secrets: choose another directory such as /etc/llm")
     )]

@@ -1,4 +1,5 @@
 //! llmwarden on a real control plane: one module per subject, one program, so that all share one installation.
 
+mod definitions;
 mod refusals;
 mod support;

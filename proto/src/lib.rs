@@ -5,6 +5,8 @@
 pub mod access;
 pub mod delivery;
 pub mod interval;
+#[cfg(feature = "logging")]
+pub mod logging;
 pub mod names;
 pub mod profile;
 #[cfg(feature = "crd")]

@@ -1,0 +1,161 @@
+//! Who may ask at all. Everything is refused that no honest local client sends: what a browser adds, what a proxy adds,
+//! another Host than ours; and over TCP, whatever comes without the token.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hyper::header::{AUTHORIZATION, FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN};
+use hyper::http::request::Parts;
+use hyper::{Method, StatusCode};
+use llmwarden_proto::names;
+
+use crate::token::Token;
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const FORWARDED_PREFIX: &str = "x-forwarded-";
+
+/// How a request came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// Over loopback, which everybody on the host or in the pod reaches.
+    Tcp,
+    /// Over the Unix socket, which only those reach who have the mount.
+    Unix,
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// A proxy passed it on.
+    Forwarded,
+    /// The target is not a plain path.
+    Target,
+    /// Another host was asked for, or none, or two.
+    Host,
+    /// A browser sent it for a web page.
+    Browser,
+    /// No token, or a wrong one.
+    Token,
+    /// Another method than GET.
+    Method,
+}
+
+impl Refusal {
+    /// For the metric.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::Target => "target",
+            Self::Host => "host",
+            Self::Browser => "browser",
+            Self::Token => "token",
+            Self::Method => "method",
+        }
+    }
+
+    /// The answer's status.
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::Forwarded | Self::Target | Self::Host => StatusCode::BAD_REQUEST,
+            Self::Browser => StatusCode::FORBIDDEN,
+            Self::Token => StatusCode::UNAUTHORIZED,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+        }
+    }
+}
+
+/// The rules of one endpoint.
+#[derive(Debug)]
+pub struct Guard {
+    hosts: [String; 2],
+    token: Arc<Token>,
+    dir: PathBuf,
+}
+
+impl Guard {
+    /// For an endpoint at this address, whose token's files are in `dir`.
+    pub fn new(address: SocketAddr, token: Arc<Token>, dir: PathBuf) -> Self {
+        let hosts = [address.to_string(), format!("localhost:{}", address.port())];
+        Self { hosts, token, dir }
+    }
+
+    /// Whether the request may be looked at.
+    pub fn check(&self, request: &Parts, transport: Transport) -> Result<(), Refusal> {
+        let headers = &request.headers;
+        let forwarded = |name: &HeaderName| name == FORWARDED || name.as_str().starts_with(FORWARDED_PREFIX);
+        if headers.keys().any(forwarded) {
+            return Err(Refusal::Forwarded);
+        }
+        if request.uri.authority().is_some() || request.uri.query().is_some() {
+            return Err(Refusal::Target);
+        }
+        // Whoever reaches the Unix socket came through the file system, not through a name.
+        let host_is_ours = match single(headers, &HOST) {
+            Some(host) => {
+                transport == Transport::Unix || self.hosts.iter().any(|ours| ours.as_bytes() == host)
+            }
+            None => false,
+        };
+        if !host_is_ours {
+            return Err(Refusal::Host);
+        }
+        if headers.contains_key(ORIGIN) || headers.contains_key(SEC_FETCH_SITE) {
+            return Err(Refusal::Browser);
+        }
+        if transport == Transport::Tcp && !self.has_token(headers) {
+            return Err(Refusal::Token);
+        }
+        if request.method != Method::GET {
+            return Err(Refusal::Method);
+        }
+        Ok(())
+    }
+
+    fn has_token(&self, headers: &HeaderMap) -> bool {
+        const SCHEME: &[u8] = b"bearer ";
+        let Some((scheme, token)) =
+            single(headers, &AUTHORIZATION).and_then(|value| value.split_at_checked(SCHEME.len()))
+        else {
+            return false;
+        };
+        scheme.eq_ignore_ascii_case(SCHEME) && self.token.matches(token)
+    }
+
+    /// What to tell the caller: what is wrong and what would work.
+    pub fn explain(&self, refusal: Refusal, request: &Parts) -> String {
+        let [_, host] = &self.hosts;
+        match refusal {
+            Refusal::Forwarded => {
+                "this endpoint is for local clients: send no Forwarded or X-Forwarded-* header".into()
+            }
+            Refusal::Target => "write the path alone: no query, no scheme or host before it".into(),
+            Refusal::Host => format!("send one Host header with {} or {host}", self.hosts[0]),
+            Refusal::Browser => {
+                "this endpoint is not for web pages: send no Origin or Sec-Fetch-Site header".into()
+            }
+            Refusal::Method => "only GET".into(),
+            Refusal::Token => {
+                let path = request.uri.path();
+                let known = path.starts_with("/v1/keys/")
+                    && path
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || b"/-_.".contains(&b));
+                let path = if known { path } else { "/v1/keys" };
+                let header = self.dir.join(names::AUTH_HEADER_FILE);
+                format!(
+                    "the token is missing or wrong. This works for whoever can read the file:\n  \
+                     curl -H @{} http://{host}{path}",
+                    header.display()
+                )
+            }
+        }
+    }
+}
+
+/// The value of a header that was sent exactly once.
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?;
+    values.next().is_none().then_some(value.as_bytes())
+}

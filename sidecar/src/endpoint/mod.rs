@@ -1,0 +1,291 @@
+//! The local endpoint: names and versions at `/v1/keys`, values below. A request first passes the [`guard`].
+
+pub mod answer;
+pub mod guard;
+mod wait;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hyper::header::{CONNECTION, ETAG, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::http::request::Parts;
+use hyper::{Request, StatusCode, header};
+use jiff::Timestamp;
+use secrecy::zeroize::Zeroizing;
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+use crate::server::{Answer, Place};
+use crate::store::{Delivered, Held, Slot, Store};
+use guard::{Guard, Refusal, Transport};
+use wait::Conditions;
+
+/// How many requests may wait for a newer version at a time. They do not count as connections.
+const MAX_WAITING: usize = 256;
+
+/// What the answers are made from.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Who may ask.
+    pub guard: Guard,
+    /// What there is.
+    pub store: Arc<Store>,
+    /// Where answers and refusals are counted.
+    pub metrics: Arc<Metrics>,
+    /// Ends requests that wait.
+    pub stop: CancellationToken,
+    waiting: Semaphore,
+}
+
+/// What a path asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Route<'a> {
+    List,
+    Access(&'a str),
+    Key(&'a str, &'a str),
+}
+
+impl<'a> Route<'a> {
+    /// No route has an encoded or empty part, so nothing is decoded.
+    fn of(path: &'a str) -> Option<Self> {
+        let rest = path.strip_prefix("/v1/keys")?;
+        let mut parts = rest.split('/').skip(1);
+        match (rest, parts.next(), parts.next(), parts.next()) {
+            ("", None, None, None) => Some(Self::List),
+            (_, Some(access), None, None) if rest.starts_with('/') => Some(Self::Access(access)),
+            (_, Some(access), Some(key), None) if rest.starts_with('/') => Some(Self::Key(access, key)),
+            _ => None,
+        }
+    }
+}
+
+/// `/v1/keys`, one access.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary<'a> {
+    access: &'a str,
+    state: &'static str,
+    version: Option<u64>,
+    issued_at: Option<Timestamp>,
+    age_seconds: Option<i64>,
+    keys: Vec<&'a str>,
+}
+
+impl Endpoint {
+    /// An endpoint with its own limit of waiting requests.
+    pub fn new(guard: Guard, store: Arc<Store>, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
+        Self {
+            guard,
+            store,
+            metrics,
+            stop,
+            waiting: Semaphore::new(MAX_WAITING),
+        }
+    }
+
+    /// Answers a request.
+    pub async fn answer<B>(&self, request: Request<B>, transport: Transport, place: &Place) -> Answer {
+        let (request, _) = request.into_parts();
+        let answer = match self.guard.check(&request, transport) {
+            Ok(()) => self.route(&request, place).await,
+            Err(refusal) => self.refuse(refusal, &request),
+        };
+        self.metrics.answered(answer.status().as_u16());
+        answer
+    }
+
+    fn refuse(&self, refusal: Refusal, request: &Parts) -> Answer {
+        self.metrics.refused(refusal.reason());
+        let text = format!("llmwarden: {}", self.guard.explain(refusal, request));
+        let mut answer = answer::text(refusal.status(), &text);
+        let extra = match refusal {
+            Refusal::Token => Some((WWW_AUTHENTICATE, "Bearer realm=\"llmwarden\"")),
+            Refusal::Method => Some((header::ALLOW, "GET")),
+            _ => None,
+        };
+        if let Some((name, value)) = extra {
+            answer.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        // Its body, if it has one, is not read.
+        close(&mut answer);
+        answer
+    }
+
+    async fn route(&self, request: &Parts, place: &Place) -> Answer {
+        match Route::of(request.uri.path()) {
+            Some(Route::List) => self.list(),
+            Some(Route::Access(access)) => self.deliver(access, request, place, whole).await,
+            Some(Route::Key(access, key)) => {
+                self.deliver(access, request, place, |access, delivered| {
+                    one(access, delivered, key)
+                })
+                .await
+            }
+            None => answer::text(
+                StatusCode::NOT_FOUND,
+                "llmwarden: there are /v1/keys, /v1/keys/<access> and /v1/keys/<access>/<key>",
+            ),
+        }
+    }
+
+    fn list(&self) -> Answer {
+        let slots: Vec<_> = self
+            .store
+            .accesses()
+            .filter_map(|access| Some((access, self.store.get(access)?.held)))
+            .collect();
+        let summaries: Vec<_> = slots.iter().map(|(access, held)| summary(access, held)).collect();
+        answer::json(StatusCode::OK, &serde_json::json!({ "accesses": summaries }))
+    }
+
+    /// Answers with a value of an access; waits first if the request says so.
+    async fn deliver(
+        &self,
+        access: &str,
+        request: &Parts,
+        place: &Place,
+        value: impl Fn(&str, &Delivered) -> Answer,
+    ) -> Answer {
+        let Some(mut slot) = self.store.subscribe(access) else {
+            let known: Vec<_> = self.store.accesses().collect();
+            let text = format!("llmwarden: no such access here; there are: {}", known.join(", "));
+            return answer::text(StatusCode::NOT_FOUND, &text);
+        };
+        let conditions = Conditions::of(&request.headers);
+        let known = |slot: &Slot| matches!(&slot.held, Held::Active(delivered) if conditions.match_version(delivered.version()));
+        if !known(&slot.borrow_and_update()) {
+            return respond(access, &slot.borrow().held, value);
+        }
+        let Some(limit) = conditions.wait else {
+            return not_modified(&slot.borrow());
+        };
+        let Ok(_waiting) = self.waiting.try_acquire() else {
+            self.metrics.refused("waiting");
+            let text = "llmwarden: too many requests wait at once; ask without Prefer: wait";
+            return retry_later(answer::text(StatusCode::SERVICE_UNAVAILABLE, text));
+        };
+        place.leave();
+        let news = tokio::select! {
+            news = tokio::time::timeout(limit, slot.wait_for(|slot| !known(slot))) => matches!(news, Ok(Ok(_))),
+            () = self.stop.cancelled() => false,
+        };
+        let mut answer = if news {
+            respond(access, &slot.borrow().held, value)
+        } else {
+            not_modified(&slot.borrow())
+        };
+        if !place.take_again() {
+            close(&mut answer);
+        }
+        answer
+    }
+}
+
+fn respond(access: &str, held: &Held, value: impl Fn(&str, &Delivered) -> Answer) -> Answer {
+    match held {
+        Held::Active(delivered) => {
+            let mut answer = value(access, delivered);
+            tag(&mut answer, delivered.version());
+            answer
+        }
+        Held::Pending => {
+            let text = format!("llmwarden: no key for {access} yet; try again soon");
+            retry_later(answer::text(StatusCode::SERVICE_UNAVAILABLE, &text))
+        }
+        Held::Withdrawn(withdrawn) => {
+            let text = format!(
+                "llmwarden: the key of {access} was withdrawn: {}",
+                withdrawn.reason
+            );
+            answer::text(StatusCode::GONE, &text)
+        }
+    }
+}
+
+fn summary<'a>(access: &'a str, held: &'a Held) -> Summary<'a> {
+    let (state, delivered) = match held {
+        Held::Pending => ("pending", None),
+        Held::Active(delivered) => ("active", Some(delivered)),
+        Held::Withdrawn(_) => ("withdrawn", None),
+    };
+    let issued_at = delivered.map(|delivered| delivered.issued_at());
+    Summary {
+        access,
+        state,
+        version: held.version(),
+        issued_at,
+        age_seconds: issued_at.map(|at| Timestamp::now().as_second() - at.as_second()),
+        keys: delivered
+            .map(|delivered| delivered.names().collect())
+            .unwrap_or_default(),
+    }
+}
+
+/// All values of an access.
+fn whole(access: &str, delivered: &Delivered) -> Answer {
+    // The one place where keys are serialized: into the answer that is meant to carry them.
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Delivery<'a> {
+        access: &'a str,
+        version: u64,
+        issued_at: Timestamp,
+        values: BTreeMap<&'a str, &'a str>,
+    }
+    let delivery = Delivery {
+        access,
+        version: delivered.version(),
+        issued_at: delivered.issued_at(),
+        values: delivered
+            .names()
+            .filter_map(|name| Some((name, delivered.expose(name)?)))
+            .collect(),
+    };
+    let body = serde_json::to_vec(&delivery).expect("strings and numbers always serialize");
+    answer::secret("application/json", Zeroizing::new(body))
+}
+
+/// One value of an access.
+fn one(access: &str, delivered: &Delivered, key: &str) -> Answer {
+    if let Some(value) = delivered.expose(key) {
+        answer::secret(
+            "text/plain; charset=utf-8",
+            Zeroizing::new(value.as_bytes().to_vec()),
+        )
+    } else {
+        let names: Vec<_> = delivered.names().collect();
+        let text = format!(
+            "llmwarden: {access} has no such key; it has: {}",
+            names.join(", ")
+        );
+        answer::text(StatusCode::NOT_FOUND, &text)
+    }
+}
+
+fn not_modified(slot: &Slot) -> Answer {
+    let mut answer = answer::empty(StatusCode::NOT_MODIFIED);
+    if let Some(version) = slot.held.version() {
+        tag(&mut answer, version);
+    }
+    answer
+}
+
+fn tag(answer: &mut Answer, version: u64) {
+    let value = HeaderValue::try_from(format!("\"{version}\"")).expect("digits are a header value");
+    answer.headers_mut().insert(ETAG, value);
+}
+
+fn retry_later(mut answer: Answer) -> Answer {
+    answer
+        .headers_mut()
+        .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    answer
+}
+
+fn close(answer: &mut Answer) {
+    answer
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
+}

@@ -1,0 +1,97 @@
+//! What a request says about the version it has: `If-None-Match` (RFC 9110) and `Prefer: wait` (RFC 7240).
+
+use std::time::Duration;
+
+use hyper::header::{HeaderMap, HeaderName, IF_NONE_MATCH};
+
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+/// Longer waits are cut: a client asks again.
+const MAX_WAIT: Duration = Duration::from_mins(5);
+
+/// The conditions of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Conditions {
+    tags: Vec<String>,
+    /// How long the request may wait for something newer.
+    pub(super) wait: Option<Duration>,
+}
+
+impl Conditions {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let tags = items(headers, IF_NONE_MATCH).map(|tag| tag.strip_prefix("W/").unwrap_or(tag).to_owned());
+        let waits = items(headers, PREFER).filter_map(|preference| {
+            let (name, value) = preference.split_once('=')?;
+            let seconds = value.trim().trim_matches('"').parse().ok()?;
+            name.trim()
+                .eq_ignore_ascii_case("wait")
+                .then(|| Duration::from_secs(seconds).min(MAX_WAIT))
+        });
+        Self {
+            wait: waits.last(),
+            tags: tags.collect(),
+        }
+    }
+
+    /// Whether the client has this version.
+    pub(super) fn match_version(&self, version: u64) -> bool {
+        let tag = format!("\"{version}\"");
+        self.tags.iter().any(|known| *known == tag || known == "*")
+    }
+}
+
+/// The members of a comma-separated header. Our tags hold no commas, so others' may be cut in two: they match nothing.
+fn items(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let values = headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conditions(headers: &[(&HeaderName, &str)]) -> Conditions {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| ((*name).clone(), value.parse().expect("a value")));
+        Conditions::of(&headers.collect())
+    }
+
+    #[test]
+    fn tags_match_as_the_standard_says() {
+        for (value, expected) in [
+            ("\"7\"", true),
+            ("W/\"7\"", true),
+            ("\"6\", \"7\"", true),
+            ("*", true),
+            ("\"70\"", false),
+            ("7", false),
+            ("", false),
+        ] {
+            assert_eq!(
+                conditions(&[(&IF_NONE_MATCH, value)]).match_version(7),
+                expected,
+                "{value}"
+            );
+        }
+        assert!(!conditions(&[]).match_version(7));
+    }
+
+    #[test]
+    fn waits_are_read_and_cut() {
+        for (value, expected) in [
+            ("wait=30", Some(30)),
+            ("respond-async, wait=5", Some(5)),
+            ("Wait = \"2\"", Some(2)),
+            ("wait=86400", Some(300)),
+            ("wait=-1", None),
+            ("wait", None),
+            ("waiting=3", None),
+        ] {
+            let wait = conditions(&[(&PREFER, value)]).wait;
+            assert_eq!(wait, expected.map(Duration::from_secs), "{value}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What is counted, in Prometheus' words. Labels are access names and fixed words, never anything a caller sent.
+
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use jiff::Timestamp;
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::store::{Held, Slot, Store};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    code: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AccessLabel {
+    access: String,
+}
+
+type PerAccess = Family<AccessLabel, Gauge>;
+
+/// The metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    requests: Family<CodeLabel, Counter>,
+    refusals: Family<ReasonLabel, Counter>,
+    served_version: PerAccess,
+    file_version: PerAccess,
+    age: PerAccess,
+    source_problem: PerAccess,
+    file_problem: PerAccess,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("llmwarden_sidecar");
+        registry.register(
+            "build",
+            "Version of the sidecar",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        let mut all = Self {
+            registry: Mutex::default(),
+            requests: Family::default(),
+            refusals: Family::default(),
+            served_version: Family::default(),
+            file_version: Family::default(),
+            age: Family::default(),
+            source_problem: Family::default(),
+            file_problem: Family::default(),
+        };
+        registry.register("requests", "Answers of the endpoint", all.requests.clone());
+        registry.register(
+            "refusals",
+            "Requests and connections that were refused, by reason",
+            all.refusals.clone(),
+        );
+        for (name, help, gauges) in [
+            (
+                "served_version",
+                "Version that the endpoint serves; 0 without a key",
+                &all.served_version,
+            ),
+            (
+                "file_version",
+                "Version that the files show; 0 without a key",
+                &all.file_version,
+            ),
+            (
+                "source_failing",
+                "1 while the source can't be read",
+                &all.source_problem,
+            ),
+            (
+                "files_failing",
+                "1 while the files can't be written",
+                &all.file_problem,
+            ),
+        ] {
+            registry.register(name, help, gauges.clone());
+        }
+        registry.register_with_unit(
+            "key_age",
+            "Time since the key that is served was made",
+            Unit::Seconds,
+            all.age.clone(),
+        );
+        all.registry = Mutex::new(registry);
+        all
+    }
+}
+
+impl Metrics {
+    /// Counts a refusal.
+    pub fn refused(&self, reason: &'static str) {
+        self.refusals.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// Counts an answer.
+    pub fn answered(&self, code: u16) {
+        self.requests.get_or_create(&CodeLabel { code }).inc();
+    }
+
+    /// All metrics, as `/metrics` serves them.
+    pub fn text(&self, store: &Store) -> String {
+        for access in store.accesses() {
+            if let Some(slot) = store.get(access) {
+                self.show(access, &slot);
+            }
+        }
+        let mut out = String::new();
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        if text::encode(&mut out, &registry).is_err() {
+            // Writing to a string does not fail; a reader would notice the missing end.
+            let _ = writeln!(out, "# encoding failed");
+        }
+        out
+    }
+
+    fn show(&self, access: &str, slot: &Slot) {
+        let label = AccessLabel {
+            access: access.to_owned(),
+        };
+        let set = |gauges: &PerAccess, value: i64| {
+            gauges.get_or_create(&label).set(value);
+        };
+        let number = |version: u64| i64::try_from(version).unwrap_or(i64::MAX);
+        let (mut version, mut file_version) = (0, 0);
+        if let Held::Active(delivered) = &slot.held {
+            version = number(delivered.version());
+            file_version = slot.file_version.map_or(0, number);
+            set(
+                &self.age,
+                Timestamp::now().as_second() - delivered.issued_at().as_second(),
+            );
+        } else {
+            self.age.remove(&label);
+        }
+        set(&self.served_version, version);
+        set(&self.file_version, file_version);
+        set(&self.source_problem, slot.source_problem.is_some().into());
+        set(&self.file_problem, slot.file_problem.is_some().into());
+    }
+}

@@ -1,0 +1,227 @@
+//! Puts the parts together and runs them until it is told to stop.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use kube::Client;
+use llmwarden_proto::names;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::config::{Cli, Origin};
+use crate::endpoint::Endpoint;
+use crate::endpoint::guard::{Guard, Transport};
+use crate::files::{self, Directory};
+use crate::metrics::Metrics;
+use crate::server::{MAX_CONNECTIONS, Server};
+use crate::source;
+use crate::status::StatusPage;
+use crate::store::{Slot, Store};
+use crate::token::Token;
+
+/// How long open connections may take to finish. Pods get 30 s by default.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How often the token's files are looked after.
+const CHECK: Duration = Duration::from_secs(5);
+/// Held while a sidecar delivers to the directory.
+const LOCK_FILE: &str = "..lock";
+
+/// Runs the sidecar until SIGTERM or SIGINT. The files stay: the agent may end later.
+pub fn run(cli: Cli) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(run_async(cli))
+}
+
+async fn run_async(cli: Cli) -> anyhow::Result<()> {
+    // First of all, so that no signal finds the default action.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let dir = cli.dir.as_path();
+    let _lock = open_directory(dir)?;
+    let token = Arc::new(Token::load_or_create(dir)?);
+    let store = Arc::new(restore(&cli));
+    let stop = CancellationToken::new();
+    let connections = TaskTracker::new();
+    let metrics = Arc::new(Metrics::default());
+    let server = || Server {
+        places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        metrics: metrics.clone(),
+        stop: stop.clone(),
+        connections: connections.clone(),
+    };
+
+    let endpoint_listener = listen(cli.listen, "--listen").await?;
+    let endpoint_address = endpoint_listener.local_addr()?;
+    let socket = dir.join(names::SOCKET_FILE);
+    let socket_listener = listen_unix(&socket)?;
+    let status_listener = listen(cli.status, "--status").await?;
+    let status_address = status_listener.local_addr()?;
+
+    let mut tasks = JoinSet::new();
+    let guard = Guard::new(endpoint_address, token.clone(), cli.dir.clone());
+    let endpoint = Arc::new(Endpoint::new(guard, store.clone(), metrics.clone(), stop.clone()));
+    let over = |transport| {
+        let endpoint = endpoint.clone();
+        move |request, place: Arc<_>| {
+            let endpoint = endpoint.clone();
+            async move { endpoint.answer(request, transport, &place).await }
+        }
+    };
+    let page = Arc::new(StatusPage::new(store.clone(), metrics.clone()));
+    tasks.spawn(server().serve(endpoint_listener, over(Transport::Tcp)));
+    tasks.spawn(server().serve(socket_listener, over(Transport::Unix)));
+    tasks.spawn(server().serve(status_listener, move |request, _| {
+        let answer = page.answer(&request);
+        async { answer }
+    }));
+    tasks.spawn(keep_token(token, cli.dir.clone(), stop.clone()));
+    start_deliveries(&cli, &store, &stop, &mut tasks).await?;
+    info!(endpoint = %endpoint_address, status = %status_address, "listening");
+
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        // None of them ends by itself: a restart is better than a sidecar without one of its parts.
+        ended = tasks.join_next() => match ended {
+            Some(Err(error)) => Err(anyhow::Error::new(error).context("a part of the sidecar failed")),
+            _ => Err(anyhow::Error::msg("a part of the sidecar ended")),
+        },
+    };
+    info!("stopping");
+    stop.cancel();
+    connections.close();
+    if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
+        warn!(left = connections.len(), "connections were still open at the end");
+    }
+    tasks.shutdown().await;
+    // Nobody listens there any more.
+    let _ = fs::remove_file(socket);
+    outcome
+}
+
+/// Every access with what its files show from the last run.
+fn restore(cli: &Cli) -> Store {
+    Store::new(cli.sources.iter().map(|source| {
+        let held = Directory::new(&cli.dir, &source.access).restore();
+        info!(access = source.access, %held, "from the last run");
+        let slot = Slot {
+            held,
+            ..Slot::default()
+        };
+        (source.access.clone(), slot)
+    }))
+}
+
+/// Starts a source and the files of each access.
+async fn start_deliveries(
+    cli: &Cli,
+    store: &Arc<Store>,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
+    let mut client = None;
+    for source in cli.sources.clone() {
+        let (access, store, stop) = (source.access, store.clone(), stop.clone());
+        let directory = Directory::new(&cli.dir, &access);
+        let (files_access, files_store, files_stop) = (access.clone(), store.clone(), stop.clone());
+        tasks.spawn(async move { files::run(directory, &files_access, &files_store, files_stop).await });
+        match source.origin {
+            Origin::Volume(dir) => {
+                tasks.spawn(async move { source::volume::run(dir, &access, &store, stop).await });
+            }
+            Origin::Kube { namespace, secret } => {
+                let client = match &client {
+                    Some(client) => Client::clone(client),
+                    None => client.insert(connect().await?).clone(),
+                };
+                tasks.spawn(async move {
+                    source::kube::run(client, &namespace, &secret, &access, &store, stop).await;
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A client; the connection comes with the first request.
+async fn connect() -> anyhow::Result<Client> {
+    let client = Client::try_default().await;
+    client.context("a kube: source needs an API server: run in a pod, or set KUBECONFIG to a kubeconfig file")
+}
+
+async fn keep_token(token: Arc<Token>, dir: std::path::PathBuf, stop: CancellationToken) {
+    loop {
+        if let Err(error) = token.ensure_files(&dir) {
+            warn!(%error, "the token's files can't be written; trying again");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(CHECK) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Makes the delivery directory if it does not exist, for the user alone, and takes it for this process.
+fn open_directory(dir: &Path) -> anyhow::Result<File> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.with_context(|| format!("--dir {}: cannot make it", dir.display()))?;
+    let path = dir.join(LOCK_FILE);
+    let lock = File::create(&path).with_context(|| format!("--dir {}: cannot write to it", dir.display()))?;
+    if lock.try_lock().is_err() {
+        bail!(
+            "--dir {}: another llmwarden-sidecar delivers there",
+            dir.display()
+        );
+    }
+    Ok(lock)
+}
+
+async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    let bound = match TcpListener::bind(address).await {
+        // No IPv6 here.
+        Err(error)
+            if address.ip().is_unspecified()
+                && matches!(
+                    error.raw_os_error(),
+                    Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL)
+                ) =>
+        {
+            TcpListener::bind((IpAddr::from(Ipv4Addr::UNSPECIFIED), address.port())).await
+        }
+        bound => bound,
+    };
+    bound.with_context(|| format!("{flag} {address}: cannot listen there"))
+}
+
+fn listen_unix(path: &Path) -> anyhow::Result<UnixListener> {
+    let what = || format!("{}: cannot listen there", path.display());
+    // What a killed sidecar left; that no other one runs here is known from the lock.
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => fs::remove_file(path).with_context(what)?,
+        Ok(_) => bail!(
+            "{}: there is something in place of the socket; remove it",
+            path.display()
+        ),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(what),
+    }
+    let listener = UnixListener::bind(path).with_context(what)?;
+    // The umask takes the right to connect from other users, who are to have it.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).with_context(what)?;
+    Ok(listener)
+}

@@ -1,0 +1,91 @@
+//! A companion watched through the API server. Needs the right to get, list and watch that one Secret.
+
+use futures::TryStreamExt;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use llmwarden_proto::delivery::Companion;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{Seen, Store};
+
+/// Watches the Secret `name` until `stop`. The watch itself goes on through every error, with a growing pause.
+pub async fn run(
+    client: Client,
+    namespace: &str,
+    name: &str,
+    access: &str,
+    store: &Store,
+    stop: CancellationToken,
+) {
+    let secrets = Api::<Secret>::namespaced(client, namespace);
+    let mut changes = std::pin::pin!(watcher::watch_object(secrets, name).default_backoff());
+    loop {
+        let next = tokio::select! {
+            next = changes.try_next() => next,
+            () = stop.cancelled() => return,
+        };
+        let seen = match next {
+            Ok(Some(Some(secret))) => read(secret),
+            Ok(Some(None)) => Seen::Nothing,
+            Ok(None) => Seen::Problem("the watch ended".to_owned()),
+            Err(error) => Seen::Problem(describe(&error)),
+        };
+        store.observe(access, seen);
+    }
+}
+
+fn read(secret: Secret) -> Seen {
+    let data = secret.data.unwrap_or_default();
+    if data.is_empty() {
+        return Seen::Nothing;
+    }
+    match Companion::parse(|name| data.get(name).map(|ByteString(bytes)| bytes.as_slice())) {
+        Ok(companion) => Seen::Companion(companion.into()),
+        Err(error) => Seen::Problem(error.to_string()),
+    }
+}
+
+/// What went wrong, in the API server's words where it has any. Never an error of a parser, which may quote a Secret.
+fn describe(error: &watcher::Error) -> String {
+    use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
+    match error {
+        WatchError(status) => format!("the API server ended the watch: {}", status.message),
+        NoResourceVersion => "the API server sent no resource version".to_owned(),
+        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => match error {
+            kube::Error::Api(status) => format!("the API server refused: {}", status.message),
+            kube::Error::SerdeError(_) => "the API server's answer can't be read".to_owned(),
+            error => format!("the API server can't be reached: {error}"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn secret(data: &[(&str, &str)]) -> Secret {
+        let data = data.iter();
+        let data = data.map(|(name, value)| ((*name).to_owned(), ByteString(value.as_bytes().to_vec())));
+        Secret {
+            data: Some(data.collect::<BTreeMap<_, _>>()),
+            ..Secret::default()
+        }
+    }
+
+    #[test]
+    fn an_empty_secret_is_none_and_a_broken_one_a_problem() {
+        assert!(matches!(read(Secret::default()), Seen::Nothing));
+        assert!(matches!(read(secret(&[])), Seen::Nothing));
+        let broken = read(secret(&[
+            ("live.json", "{\"version\": \"sk-1\"}"),
+            ("apiKey", "sk-1"),
+        ]));
+        assert!(
+            matches!(broken, Seen::Problem(text) if text.contains("live.json") && !text.contains("sk-1"))
+        );
+    }
+}

@@ -1,0 +1,413 @@
+//! What the sidecar holds of each access, and the rule for what replaces it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use llmwarden_proto::delivery::{Companion, Delivery};
+use llmwarden_proto::names;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// Features this sidecar knows, as a companion's `requires` names them.
+const FEATURES: &[&str] = &[];
+
+/// Why a key is gone when nobody said why.
+const DELETED: &str = "the companion Secret was deleted or emptied";
+
+/// A delivered version: the key and everything that goes with it.
+#[derive(Debug)]
+pub struct Delivered {
+    document: Delivery,
+    api_key: SecretString,
+}
+
+impl Delivered {
+    /// Its version.
+    pub fn version(&self) -> u64 {
+        self.document.version
+    }
+
+    /// When it was made.
+    pub fn issued_at(&self) -> Timestamp {
+        self.document.issued_at
+    }
+
+    /// The document that came with the key. It holds no secret.
+    pub fn document(&self) -> &Delivery {
+        &self.document
+    }
+
+    /// Every name that has a value. Names that could not be files are left out.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let values = self.document.values.keys();
+        let keys = &self.document.keys;
+        keys.iter()
+            .chain(values.filter(|name| !keys.contains(name)))
+            .map(String::as_str)
+            .filter(|name| is_data_name(name))
+    }
+
+    /// The value under a name: for most names, the key.
+    pub fn expose(&self, name: &str) -> Option<&str> {
+        if !is_data_name(name) {
+            None
+        } else if self.document.keys.iter().any(|key| key == name) {
+            Some(self.api_key.expose_secret())
+        } else {
+            self.document.values.get(name).map(String::as_str)
+        }
+    }
+
+    /// What the companion requires and this sidecar lacks.
+    pub fn lacking(&self) -> Vec<String> {
+        let required = self.document.requires.iter();
+        required
+            .filter(|feature| !FEATURES.contains(&feature.as_str()))
+            .cloned()
+            .collect()
+    }
+}
+
+/// A data name of a Secret that is not `.` or hidden from users, as names from `..` on are.
+fn is_data_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    !name.is_empty() && name.len() <= 253 && name != "." && !name.starts_with("..") && name.chars().all(plain)
+}
+
+/// What is held of one access.
+#[derive(Debug, Clone, Default)]
+pub enum Held {
+    /// No key has come yet.
+    #[default]
+    Pending,
+    /// The key to hand out.
+    Active(Arc<Delivered>),
+    /// The key was dropped.
+    Withdrawn(Withdrawn),
+}
+
+/// A key that was dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Withdrawn {
+    /// The version that said so, or the last one there was.
+    pub version: u64,
+    /// Why, in words for the agent's owner.
+    pub reason: String,
+    /// Whether the companion went away, instead of saying so. Then the same version may come back.
+    pub deleted: bool,
+}
+
+impl Withdrawn {
+    /// After `version`, the companion went away.
+    pub fn deleted(version: u64) -> Self {
+        Self {
+            version,
+            reason: DELETED.to_owned(),
+            deleted: true,
+        }
+    }
+}
+
+impl Held {
+    /// The newest version that counted.
+    pub fn version(&self) -> Option<u64> {
+        match self {
+            Self::Pending => None,
+            Self::Active(delivered) => Some(delivered.version()),
+            Self::Withdrawn(withdrawn) => Some(withdrawn.version),
+        }
+    }
+
+    /// What there is when a companion is taken as it is.
+    pub fn of(companion: Companion) -> Self {
+        let Companion {
+            mut delivery,
+            api_key,
+        } = companion;
+        match api_key {
+            Some(api_key) => {
+                // A companion without names would deliver nothing.
+                if delivery.keys.is_empty() {
+                    delivery.keys.push(names::API_KEY.to_owned());
+                }
+                Self::Active(Arc::new(Delivered {
+                    document: delivery,
+                    api_key,
+                }))
+            }
+            None => Self::Withdrawn(Withdrawn {
+                version: delivery.version,
+                reason: delivery
+                    .reason
+                    .unwrap_or_else(|| "no reason was given".to_owned()),
+                deleted: false,
+            }),
+        }
+    }
+}
+
+/// What a source saw.
+#[derive(Debug)]
+pub enum Seen {
+    /// A companion that could be read.
+    Companion(Box<Companion>),
+    /// There is no companion, or an empty one.
+    Nothing,
+    /// It could not be seen, in words without any of its content. What is held stays.
+    Problem(String),
+}
+
+/// What becomes of what is held.
+#[derive(Debug)]
+enum Decision {
+    Keep,
+    Stale { version: u64 },
+    Hold(Held),
+}
+
+/// No version comes back once there was a newer one; only after a deletion the same one may.
+fn decide(held: &Held, companion: Option<Companion>) -> Decision {
+    let Some(companion) = companion else {
+        return match held {
+            Held::Active(delivered) => {
+                Decision::Hold(Held::Withdrawn(Withdrawn::deleted(delivered.version())))
+            }
+            Held::Pending | Held::Withdrawn(_) => Decision::Keep,
+        };
+    };
+    let version = companion.delivery.version;
+    let may_return = matches!(held, Held::Withdrawn(withdrawn) if withdrawn.deleted);
+    match held.version() {
+        Some(newest) if version < newest => Decision::Stale { version },
+        Some(newest) if version == newest && !may_return => Decision::Keep,
+        _ => Decision::Hold(Held::of(companion)),
+    }
+}
+
+/// What is held of one access, and what hinders it.
+#[derive(Debug, Clone, Default)]
+pub struct Slot {
+    /// What is held.
+    pub held: Held,
+    /// What is wrong with the source.
+    pub source_problem: Option<String>,
+    /// What is wrong with the files.
+    pub file_problem: Option<String>,
+    /// The version that the files show.
+    pub file_version: Option<u64>,
+}
+
+/// An access that the sidecar does not hold.
+#[derive(Debug)]
+pub struct Unknown;
+
+/// All accesses. Cheap to share; everyone who waits for a change of one is woken.
+#[derive(Debug)]
+pub struct Store(BTreeMap<String, watch::Sender<Slot>>);
+
+impl Store {
+    /// A store of these accesses, with what is held of each from before.
+    pub fn new(accesses: impl IntoIterator<Item = (String, Slot)>) -> Self {
+        let slots = accesses.into_iter();
+        Self(
+            slots
+                .map(|(access, slot)| (access, watch::Sender::new(slot)))
+                .collect(),
+        )
+    }
+
+    /// The names of all accesses.
+    pub fn accesses(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    /// One access as it is now.
+    pub fn get(&self, access: &str) -> Option<Slot> {
+        self.0.get(access).map(|slot| slot.borrow().clone())
+    }
+
+    /// One access as it is now and as it becomes.
+    pub fn subscribe(&self, access: &str) -> Option<watch::Receiver<Slot>> {
+        self.0.get(access).map(watch::Sender::subscribe)
+    }
+
+    /// Takes in what a source saw. True if what is held changed.
+    pub fn observe(&self, access: &str, seen: Seen) -> bool {
+        let Some(slot) = self.0.get(access) else {
+            return false;
+        };
+        let (decision, problem) = match seen {
+            Seen::Problem(problem) => (Decision::Keep, Some(problem)),
+            Seen::Nothing => (decide(&slot.borrow().held, None), None),
+            Seen::Companion(companion) => match decide(&slot.borrow().held, Some(*companion)) {
+                Decision::Stale { version } => {
+                    let problem =
+                        format!("the source has version {version}, older than the one held: not taken");
+                    (Decision::Keep, Some(problem))
+                }
+                decision => (decision, None),
+            },
+        };
+        let held = match decision {
+            Decision::Hold(held) => Some(held),
+            Decision::Keep | Decision::Stale { .. } => None,
+        };
+        let changed = held.is_some();
+        slot.send_if_modified(|slot| {
+            let news = slot.source_problem != problem;
+            if news {
+                if let Some(problem) = &problem {
+                    warn!(access, problem, "the source fails; what is held stays");
+                } else {
+                    info!(access, "the source works again");
+                }
+            }
+            slot.source_problem = problem;
+            if let Some(held) = held {
+                info!(access, held = %held, "changed");
+                slot.held = held;
+            }
+            news || changed
+        });
+        changed
+    }
+
+    /// Notes how the files of an access are.
+    pub fn note_files(&self, access: &str, version: Option<u64>, problem: Option<String>) {
+        let Some(slot) = self.0.get(access) else { return };
+        slot.send_if_modified(|slot| {
+            if (&slot.file_version, &slot.file_problem) == (&version, &problem) {
+                return false;
+            }
+            if let (true, Some(problem)) = (slot.file_problem != problem, &problem) {
+                warn!(access, problem, "the files can't be written; trying again");
+            }
+            slot.file_version = version;
+            slot.file_problem = problem;
+            true
+        });
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pending => f.write_str("nothing"),
+            Self::Active(delivered) => write!(f, "version {}", delivered.version()),
+            Self::Withdrawn(Withdrawn { version, reason, .. }) => {
+                write!(f, "withdrawn with version {version}: {reason}")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACCESS: &str = "agent";
+
+    fn active(version: u64) -> Box<Companion> {
+        let document = format!(
+            r#"{{"schema":1,"version":{version},"state":"active","issuedAt":"2026-01-01T00:00:00Z",
+                "keys":["apiKey","..","OPENAI","a/b"],"values":{{"baseUrl":"https://example.com","apiKey":"x"}}}}"#
+        );
+        companion(&document)
+    }
+
+    fn withdrawn(version: u64) -> Box<Companion> {
+        companion(&format!(
+            r#"{{"schema":1,"version":{version},"state":"withdrawn","reason":"no label","issuedAt":"2026-01-01T00:00:00Z"}}"#
+        ))
+    }
+
+    fn companion(document: &str) -> Box<Companion> {
+        let parsed = Companion::parse(|name| match name {
+            names::LIVE_JSON => Some(document.as_bytes()),
+            names::API_KEY => Some(b"sk-1".as_slice()),
+            _ => None,
+        });
+        Box::new(parsed.expect("valid"))
+    }
+
+    fn held_after(all: Vec<Seen>) -> String {
+        let store = Store::new([(ACCESS.to_owned(), Slot::default())]);
+        for seen in all {
+            store.observe(ACCESS, seen);
+        }
+        store.get(ACCESS).expect("known").held.to_string()
+    }
+
+    #[test]
+    fn what_is_held_follows_what_is_seen() {
+        use Seen::{Companion as C, Nothing, Problem};
+        let problem = || Problem("down".into());
+        let deleted = |version| format!("withdrawn with version {version}: {DELETED}");
+        let cases = [
+            (vec![], "nothing".to_owned()),
+            (vec![Nothing], "nothing".to_owned()),
+            (vec![problem()], "nothing".to_owned()),
+            (vec![C(active(2))], "version 2".to_owned()),
+            (vec![C(active(2)), C(active(3))], "version 3".to_owned()),
+            (vec![C(active(2)), C(active(1))], "version 2".to_owned()),
+            (vec![C(active(2)), problem()], "version 2".to_owned()),
+            (vec![C(active(2)), Nothing], deleted(2)),
+            (vec![C(active(2)), Nothing, Nothing, problem()], deleted(2)),
+            (vec![C(active(2)), Nothing, C(active(1))], deleted(2)),
+            (vec![C(active(2)), Nothing, C(active(2))], "version 2".to_owned()),
+            (
+                vec![C(active(2)), C(withdrawn(3))],
+                "withdrawn with version 3: no label".to_owned(),
+            ),
+            (
+                vec![C(active(2)), C(withdrawn(3)), C(active(2))],
+                "withdrawn with version 3: no label".to_owned(),
+            ),
+            (
+                vec![C(active(2)), C(withdrawn(3)), C(active(3)), Nothing],
+                "withdrawn with version 3: no label".to_owned(),
+            ),
+            (vec![C(withdrawn(3)), C(active(4))], "version 4".to_owned()),
+            (vec![C(active(4)), C(withdrawn(3))], "version 4".to_owned()),
+        ];
+        for (number, (seen, expected)) in cases.into_iter().enumerate() {
+            assert_eq!(held_after(seen), expected, "case {number}");
+        }
+    }
+
+    #[test]
+    fn a_problem_is_noted_until_the_source_works_again() {
+        let store = Store::new([(ACCESS.to_owned(), Slot::default())]);
+        let problem = || store.get(ACCESS).expect("known").source_problem;
+        store.observe(ACCESS, Seen::Companion(active(2)));
+        store.observe(ACCESS, Seen::Problem("down".into()));
+        assert_eq!(problem().as_deref(), Some("down"));
+        store.observe(ACCESS, Seen::Companion(active(1)));
+        assert!(problem().expect("stale").contains("version 1"));
+        store.observe(ACCESS, Seen::Companion(active(2)));
+        assert_eq!(problem(), None);
+    }
+
+    #[test]
+    fn only_names_that_can_be_files_are_handed_out() {
+        let Held::Active(delivered) = Held::of(*active(1)) else {
+            panic!("active")
+        };
+        let names: Vec<_> = delivered.names().collect();
+        assert_eq!(names, ["apiKey", "OPENAI", "baseUrl"]);
+        assert_eq!(delivered.expose("OPENAI"), Some("sk-1"));
+        assert_eq!(delivered.expose("apiKey"), Some("sk-1"));
+        assert_eq!(delivered.expose("baseUrl"), Some("https://example.com"));
+        assert_eq!(delivered.expose(".."), None);
+        assert_eq!(delivered.expose("absent"), None);
+    }
+
+    #[test]
+    fn no_debug_text_holds_the_key() {
+        let text = format!("{:?}", Held::of(*active(1)));
+        assert!(text.contains("version: 1") && !text.contains("sk-1"), "{text}");
+    }
+}

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
+use llmwarden_proto::logging::LogFormat;
 
 /// Command line of the controller.
 #[derive(Debug, Parser)]
@@ -63,15 +64,6 @@ pub struct CrdOptions {
     /// Fails when the files in this directory are not what would be written.
     #[arg(long, value_name = "DIR", conflicts_with = "output_dir")]
     pub check: Option<PathBuf>,
-}
-
-/// Format of the logs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 impl RunOptions {

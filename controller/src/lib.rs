@@ -9,6 +9,5 @@ pub mod config;
 pub mod crd;
 pub mod index;
 pub mod instance;
-pub mod logging;
 pub mod provider;
 pub mod run;

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use llmwarden_controller::config::{Cli, Command};
-use llmwarden_controller::{crd, logging, run};
+use llmwarden_controller::{crd, run};
+use llmwarden_proto::logging;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

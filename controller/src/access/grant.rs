@@ -245,9 +245,15 @@ fn handed_over(secret: &ObservedSecret, access: &str) -> Result<Occupant, Option
     {
         return Err(None);
     }
-    match &secret.controller {
-        Some(owner) => Err(Some(format!("{} {} controls it", owner.kind, owner.name))),
-        None => Ok(Occupant::HandedOver),
+    if let Some(owner) = &secret.controller {
+        return Err(Some(format!("{} {} controls it", owner.kind, owner.name)));
+    }
+    match &secret.content {
+        Some(content) if content.kind != "Opaque" => {
+            Err(Some(format!("its type is {}, not Opaque", content.kind)))
+        }
+        Some(content) if content.immutable => Err(Some("it is immutable".to_owned())),
+        _ => Ok(Occupant::HandedOver),
     }
 }
 

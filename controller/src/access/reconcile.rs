@@ -45,6 +45,7 @@ pub async fn reconcile(access: Arc<LLMAccess>, context: Arc<Context>) -> Result<
         refresh_master(&access, &context).await?;
     }
     let mut seen = Observation::new(&context.index.read(), access, Timestamp::now());
+    read_handed_over(&mut seen, &context.client).await?;
     for _ in 0..PLANS_A_PASS {
         let Some(plan) = plan(&seen, &context.settings) else {
             return Ok(Action::await_change());
@@ -85,6 +86,18 @@ async fn finish(
         apply::remove_rotation_request(&context.client, access).await?;
     }
     Ok(look_again.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Whether a Secret can be taken over depends on its type and on whether it is immutable, which metadata do not tell.
+async fn read_handed_over(seen: &mut Observation, client: &Client) -> Result<(), ApplyError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), seen.namespace_name());
+    for name in seen.handed_over_unread() {
+        match api.get_opt(&name).await? {
+            Some(secret) => seen.secrets.insert(name, Arc::new(secret.into())),
+            None => seen.secrets.remove(&name),
+        };
+    }
+    Ok(())
 }
 
 /// Who changes the master and then asks for a rotation means the new key, whichever watch is faster.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, PostParams};
@@ -13,7 +13,6 @@ use llmwarden_tests::{ControlPlane, Options, Process, Signal, eventually};
 use serde_json::json;
 
 const SOON: Duration = Duration::from_mins(1);
-const ORPHAN_REPORT: &str = "LLMWARDEN_ORPHAN_REPORT";
 
 fn config_map(name: &str) -> ConfigMap {
     serde_json::from_value(json!({ "metadata": { "name": name }, "data": { "key": "value" } })).unwrap()
@@ -89,7 +88,6 @@ async fn what_a_custom_resource_owns_goes_with_it() {
     part.metadata.owner_references = Some(vec![widget.controller_owner_ref(&kind).unwrap()]);
     maps.create(&PostParams::default(), &part).await.unwrap();
 
-    let started = Instant::now();
     widgets.delete("owner", &DeleteParams::default()).await.unwrap();
     eventually("the end of what it owned", SOON, async || {
         match maps.get_opt("part").await {
@@ -98,12 +96,6 @@ async fn what_a_custom_resource_owns_goes_with_it() {
         }
     })
     .await;
-    // The collector knew the kind from its start: one that learns of it later takes up to half a minute.
-    assert!(
-        started.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        started.elapsed()
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,21 +156,12 @@ async fn a_restarted_api_server_has_its_data() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_component_outlives_a_killed_test() {
     let dir = tempfile::tempdir().unwrap();
-    let report = dir.path().join("report");
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", "orphan", "--ignored", "--nocapture"])
-        .env(ORPHAN_REPORT, &report);
-    let helper = Process::spawn("helper", &command, dir.path().join("helper.log")).unwrap();
-    let line = eventually(
-        "the helper's report",
-        SOON * 2,
-        async || match std::fs::read_to_string(&report) {
-            Ok(text) if text.ends_with('\n') => Ok(text),
-            _ => Err(format!("{:?}\n{}", helper.exited(), helper.log())),
-        },
-    )
-    .await;
+    let command = Command::new(env!("CARGO_BIN_EXE_cluster"));
+    let helper = Process::spawn("cluster", &command, dir.path().join("cluster.log")).unwrap();
+    let line = helper
+        .await_log(SOON * 2, |line| line.starts_with('['))
+        .await
+        .unwrap();
     let (work_dir, pids): (String, Vec<u32>) = serde_json::from_str(&line).unwrap();
     assert!(
         pids.len() >= 2 && pids.iter().all(|pid| is_running(*pid).unwrap()),
@@ -200,14 +183,4 @@ async fn no_component_outlives_a_killed_test() {
     assert!(Path::new(&work_dir).exists());
     drop(ControlPlane::start().await.unwrap());
     assert!(!Path::new(&work_dir).exists());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "the process that no_component_outlives_a_killed_test kills"]
-async fn orphan() {
-    let report = std::env::var_os(ORPHAN_REPORT).expect("started by the test");
-    let cluster = ControlPlane::start().await.unwrap();
-    let line = serde_json::to_string(&(cluster.work_dir(), cluster.pids())).unwrap();
-    std::fs::write(report, line + "\n").unwrap();
-    std::future::pending::<()>().await;
 }

@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
+use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, CustomResourceExt};
 use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::provider::LLMProvider;
 use llmwarden_tests::{ControlPlane, Installation, binaries};
 use serde_json::{Value, json};
 
-use crate::support::{merge, object};
+use crate::support::{SOON, merge, object};
 
 /// A change of a valid object, and what the refusal has to say: the field and what to write instead.
 type Case = (Value, &'static str, &'static str);
@@ -123,24 +125,21 @@ fn what_the_controller_prints_is_what_the_chart_carries() {
 async fn the_charts_definitions_are_established() {
     let cluster = ControlPlane::shared().await.unwrap();
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/llmwarden/crds");
-    let steps: [&[&str]; 2] = [
-        &[
-            "apply",
-            "--server-side",
-            "--validate=strict",
-            "-f",
-            dir.to_str().unwrap(),
-        ],
-        &[
-            "wait",
-            "--for=condition=Established",
-            "crd/llmaccesses.llmwarden.io",
-            "crd/llmproviders.llmwarden.io",
-        ],
-    ];
-    for arguments in steps {
-        let output = cluster.kubectl().args(arguments).output().await.unwrap();
-        assert!(output.status.success(), "{output:?}");
+    let output = cluster
+        .kubectl()
+        .args(["apply", "--server-side", "--validate=strict", "-f"])
+        .arg(dir)
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let definitions = Api::<CustomResourceDefinition>::all(cluster.client());
+    for name in ["llmaccesses.llmwarden.io", "llmproviders.llmwarden.io"] {
+        let established = await_condition(definitions.clone(), name, conditions::is_crd_established());
+        tokio::time::timeout(SOON, established)
+            .await
+            .expect(name)
+            .unwrap();
     }
 }
 

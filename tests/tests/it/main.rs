@@ -2,5 +2,6 @@
 
 mod conflicts;
 mod definitions;
+mod guide;
 mod refusals;
 mod support;

@@ -1,5 +1,7 @@
 //! Names that somebody else has: nothing of others is touched, and what is free is taken.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, PostParams};
@@ -272,7 +274,7 @@ async fn a_secret_is_taken_over_when_its_owner_asks() {
     assert_eq!(after.uid(), before.uid());
     assert_eq!(owner(&after), Some("agent"));
     assert_eq!(value(&after, "apiKey"), KEY);
-    assert_eq!(after.data.as_ref().map(|data| data.len()), Some(1));
+    assert_eq!(after.data.as_ref().map(BTreeMap::len), Some(1));
     assert_eq!(after.labels().get("team").map(String::as_str), Some("other"));
     assert_eq!(
         after.labels().get(MANAGED_BY_LABEL).map(String::as_str),

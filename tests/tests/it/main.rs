@@ -5,3 +5,4 @@ mod definitions;
 mod guide;
 mod refusals;
 mod support;
+mod validation;

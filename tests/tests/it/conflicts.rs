@@ -1,32 +1,30 @@
 //! Names that somebody else has: nothing of others is touched, and what is free is taken.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, PostParams};
 use llmwarden_proto::names::{ADOPT_ANNOTATION, MANAGED_BY, MANAGED_BY_LABEL};
-use llmwarden_proto::reason::{ConditionType, Reason};
+use llmwarden_proto::reason::Reason;
 use llmwarden_tests::{Installation, eventually};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::support::{SOON, Tenant, create, merge, object, patch, value};
+use crate::support::{SOON, Tenant, create, object, value};
 
 const KEY: &str = "sk-test-conflicts";
-const THEIRS: &str = "theirs";
 
-fn foreign(name: &str) -> Secret {
+/// A Secret that is not llmwarden's.
+pub fn foreign(name: &str) -> Secret {
     object(json!({
         "metadata": { "name": name, "labels": { "team": "other" }, "annotations": { "note": "keep" } },
-        "stringData": { "apiKey": THEIRS, "other": "value" },
+        "stringData": { "apiKey": "theirs", "other": "value" },
     }))
 }
 
-async fn create_foreign(tenant: &Tenant, name: &str) -> Secret {
+pub async fn create_foreign(tenant: &Tenant, name: &str) -> Secret {
     create(&tenant.secrets(), &foreign(name)).await
 }
 
-async fn delete_secret(tenant: &Tenant, name: &str) {
+pub async fn delete_secret(tenant: &Tenant, name: &str) {
     tenant
         .secrets()
         .delete(name, &DeleteParams::default())
@@ -42,8 +40,8 @@ async fn delete_access(tenant: &Tenant, name: &str) {
         .unwrap();
 }
 
-/// The access that owns a Secret.
-fn owner(secret: &Secret) -> Option<&str> {
+/// The name of what owns a Secret.
+pub fn owner(secret: &Secret) -> Option<&str> {
     let owners = secret.owner_references();
     owners
         .iter()
@@ -51,7 +49,7 @@ fn owner(secret: &Secret) -> Option<&str> {
         .map(|owner| owner.name.as_str())
 }
 
-async fn assert_conflict(tenant: &Tenant, access: &str, words: &[&str]) {
+pub async fn assert_conflict(tenant: &Tenant, access: &str, words: &[&str]) {
     let message = tenant.await_refusal(access, Reason::SecretConflict).await;
     for word in words {
         assert!(message.contains(word), "no {word:?} in {message:?}");
@@ -112,6 +110,52 @@ async fn a_name_that_its_owner_gives_up_goes_to_who_waits_for_it() {
     .await;
     tenant.await_ready("first").await;
     assert_eq!(owner(&tenant.secret("own").await), Some("first"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_nobody_has_goes_to_the_older_claim() {
+    let installation = Installation::shared().await.unwrap();
+    let tenant = Tenant::new(&installation, KEY).await;
+    let refused = json!({ "secretName": "shared", "models": ["claude-unlisted"] });
+    tenant.create_access("agent-1", refused).await;
+    tenant.await_refusal("agent-1", Reason::ModelNotAllowed).await;
+    tenant
+        .create_access("agent-2", json!({ "secretName": "shared" }))
+        .await;
+    let words = [
+        "spec.secretName shared",
+        "older LLMAccess agent-1",
+        "choose another",
+    ];
+    assert_conflict(&tenant, "agent-2", &words).await;
+    tenant.touch("agent-2").await;
+    assert_eq!(tenant.secret_names().await, [""; 0]);
+
+    delete_access(&tenant, "agent-1").await;
+    tenant.await_ready("agent-2").await;
+    assert_eq!(owner(&tenant.secret("shared").await), Some("agent-2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_renames_onto_a_foreign_secret_keeps_the_old_one() {
+    let installation = Installation::shared().await.unwrap();
+    let tenant = Tenant::new(&installation, KEY).await;
+    let theirs = create_foreign(&tenant, "taken").await;
+    tenant.create_access("agent", json!({})).await;
+    tenant.await_ready("agent").await;
+    let ours = tenant.secret("agent-key").await;
+
+    let renamed = json!({ "spec": { "secretName": "taken" } });
+    tenant.patch_access("agent", renamed).await;
+    assert_conflict(&tenant, "agent", &["taken", "not llmwarden's"]).await;
+    tenant.touch("agent").await;
+    assert_eq!(tenant.secret("taken").await, theirs);
+    assert_eq!(tenant.secret("agent-key").await, ours);
+
+    delete_secret(&tenant, "taken").await;
+    tenant.await_ready("agent").await;
+    assert_eq!(owner(&tenant.secret("taken").await), Some("agent"));
+    assert_eq!(tenant.secret_names().await, ["agent.llmwarden", "taken"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,108 +295,4 @@ async fn a_foreign_secret_that_appears_while_we_write_is_never_touched() {
         }
     }
     assert!(ours > 0 && theirs > 0, "no race: {ours} to {theirs}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_secret_is_taken_over_when_its_owner_asks() {
-    let installation = Installation::shared().await.unwrap();
-    let tenant = Tenant::new(&installation, KEY).await;
-    let before = create_foreign(&tenant, "agent-key").await;
-    tenant.create_access("agent", json!({})).await;
-    assert_conflict(&tenant, "agent", &["agent-key"]).await;
-
-    let other = json!({ "metadata": { "annotations": { ADOPT_ANNOTATION: "another" } } });
-    let annotated = patch(&tenant.secrets(), "agent-key", other).await;
-    tenant.touch("agent").await;
-    assert_conflict(&tenant, "agent", &["agent-key"]).await;
-    assert_eq!(tenant.secret("agent-key").await, annotated);
-
-    let ours = json!({ "metadata": { "annotations": { ADOPT_ANNOTATION: "agent" } } });
-    patch(&tenant.secrets(), "agent-key", ours).await;
-    tenant.await_ready("agent").await;
-    let after = tenant.secret("agent-key").await;
-    assert_eq!(after.uid(), before.uid());
-    assert_eq!(owner(&after), Some("agent"));
-    assert_eq!(value(&after, "apiKey"), KEY);
-    assert_eq!(after.data.as_ref().map(BTreeMap::len), Some(1));
-    assert_eq!(after.labels().get("team").map(String::as_str), Some("other"));
-    assert_eq!(
-        after.labels().get(MANAGED_BY_LABEL).map(String::as_str),
-        Some(MANAGED_BY)
-    );
-    assert_eq!(after.annotations().get("note").map(String::as_str), Some("keep"));
-    assert!(!after.annotations().contains_key(ADOPT_ANNOTATION));
-    tenant.touch("agent").await;
-    assert_eq!(tenant.occurrences("agent", Reason::Adopted).await, 1);
-    assert_eq!(tenant.secret("agent-key").await, after);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_taken_over_stays_and_the_reason_is_told() {
-    let installation = Installation::shared().await.unwrap();
-    let cases = [
-        (
-            json!({ "type": "example.com/key" }),
-            "its type is example.com/key",
-        ),
-        (json!({ "immutable": true }), "it is immutable"),
-    ];
-    for (form, why) in cases {
-        let tenant = Tenant::new(&installation, KEY).await;
-        let mut secret = json!({
-            "metadata": { "name": "agent-key", "annotations": { ADOPT_ANNOTATION: "agent" } },
-            "stringData": { "apiKey": THEIRS },
-        });
-        merge(&mut secret, form);
-        let before = create(&tenant.secrets(), &object::<Secret>(secret)).await;
-        tenant.create_access("agent", json!({})).await;
-        assert_conflict(
-            &tenant,
-            "agent",
-            &["agent-key", why, "delete it, or choose another"],
-        )
-        .await;
-        tenant.touch("agent").await;
-        assert_eq!(tenant.occurrences("agent", Reason::SecretConflict).await, 1);
-        assert_eq!(tenant.secret("agent-key").await, before);
-        assert_eq!(tenant.secret_names().await, ["agent-key"]);
-
-        delete_secret(&tenant, "agent-key").await;
-        tenant.await_ready("agent").await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_another_controller_owns_is_not_taken_over() {
-    let installation = Installation::shared().await.unwrap();
-    let tenant = Tenant::new(&installation, KEY).await;
-    let map: k8s_openapi::api::core::v1::ConfigMap = object(json!({ "metadata": { "name": "owner" } }));
-    let maps = kube::Api::namespaced(installation.client(), &tenant.namespace);
-    let map = create(&maps, &map).await;
-    let mut secret = foreign("agent-key");
-    secret
-        .annotations_mut()
-        .insert(ADOPT_ANNOTATION.to_owned(), "agent".to_owned());
-    secret
-        .owner_references_mut()
-        .push(kube::Resource::controller_owner_ref(&map, &()).unwrap());
-    let before = create(&tenant.secrets(), &secret).await;
-    tenant.create_access("agent", json!({})).await;
-    assert_conflict(
-        &tenant,
-        "agent",
-        &["agent-key", "ConfigMap owner controls it", "choose another"],
-    )
-    .await;
-    tenant.touch("agent").await;
-    assert_eq!(tenant.secret("agent-key").await, before);
-    let status = tenant.access("agent").await.status.unwrap();
-    let provisioned = ConditionType::CredentialProvisioned.as_str();
-    let provisioned: Vec<Value> = status
-        .conditions
-        .iter()
-        .filter(|condition| condition.type_ == provisioned)
-        .map(|condition| json!([condition.status, condition.reason]))
-        .collect();
-    assert_eq!(provisioned, [json!(["False", "SecretConflict"])]);
 }

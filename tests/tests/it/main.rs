@@ -1,5 +1,6 @@
 //! llmwarden on a real control plane: one module per subject, one program, so that all share one installation.
 
+mod adoption;
 mod conflicts;
 mod definitions;
 mod guide;

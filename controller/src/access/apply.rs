@@ -50,6 +50,8 @@ pub async fn write_secrets(client: &Client, access: &LLMAccess, plan: &Plan) -> 
                 let mut object = desired.object(access);
                 object.metadata.uid = Some(present.uid.clone());
                 object.metadata.resource_version = Some(present.resource_version.clone());
+                // Left out, they would be removed, and with them what somebody else still has to do.
+                object.metadata.finalizers = Some(present.finalizers.clone());
                 if let Some(content) = &present.content {
                     object.type_ = Some(content.kind.clone());
                 }

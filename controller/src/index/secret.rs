@@ -30,6 +30,8 @@ pub struct ObservedSecret {
     pub labels: BTreeMap<String, String>,
     /// Its annotations, without those that can hold a copy of the data.
     pub annotations: BTreeMap<String, String>,
+    /// Its finalizers.
+    pub finalizers: Vec<String>,
     /// The owner reference marked as controller.
     pub controller: Option<OwnerReference>,
     /// What it holds; `None` when only its metadata was seen.
@@ -63,6 +65,7 @@ impl ObservedSecret {
             resource_version: metadata.resource_version.unwrap_or_default(),
             labels: metadata.labels.unwrap_or_default(),
             annotations,
+            finalizers: metadata.finalizers.unwrap_or_default(),
             controller: metadata
                 .owner_references
                 .unwrap_or_default()

@@ -19,6 +19,8 @@ async fn a_secret_is_taken_over_when_its_owner_asks() {
     let installation = Installation::shared().await.unwrap();
     let tenant = Tenant::new(&installation, KEY).await;
     let before = create_foreign(&tenant, "agent-key").await;
+    let keep = json!({ "metadata": { "finalizers": ["example.com/keep"] } });
+    patch(&tenant.secrets(), "agent-key", keep).await;
     tenant.create_access("agent", json!({})).await;
     assert_conflict(&tenant, "agent", &["agent-key"]).await;
 
@@ -43,6 +45,7 @@ async fn a_secret_is_taken_over_when_its_owner_asks() {
     );
     assert_eq!(after.annotations().get("note").map(String::as_str), Some("keep"));
     assert!(!after.annotations().contains_key(ADOPT_ANNOTATION));
+    assert_eq!(after.finalizers(), ["example.com/keep"]);
     tenant.touch("agent").await;
     assert_eq!(tenant.occurrences("agent", Reason::Adopted).await, 1);
     assert_eq!(tenant.secret("agent-key").await, after);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, CustomResourceExt};
 use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::provider::LLMProvider;
@@ -119,6 +119,16 @@ impl Installation {
             .create(&PostParams::default(), &secret)
             .await
             .with_context(|| format!("create Secret {name}"))?;
+        Ok(())
+    }
+
+    /// Puts another key into the Secret `name` in [`SYSTEM`].
+    pub async fn replace_master_key(&self, name: &str, key: &str) -> Result<()> {
+        let patch = json!({ "stringData": { "api-key": key } });
+        Api::<Secret>::namespaced(self.client(), SYSTEM)
+            .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .with_context(|| format!("patch Secret {name}"))?;
         Ok(())
     }
 

@@ -15,6 +15,7 @@ pub mod installation;
 mod kubeconfig;
 mod ports;
 pub mod process;
+pub mod readers;
 pub mod shared;
 pub mod wait;
 mod work_dir;

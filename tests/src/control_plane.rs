@@ -215,6 +215,19 @@ impl ControlPlane {
         command
     }
 
+    /// Runs `kubectl` with these arguments in the repository's directory, and returns what it printed.
+    pub async fn run_kubectl(&self, arguments: &str) -> Result<String> {
+        let mut command = self.kubectl();
+        command
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+            .args(arguments.split_whitespace());
+        let output = command.output().await?;
+        if !output.status.success() {
+            bail!("kubectl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     /// Where the control plane's programs are.
     pub fn bin_dir(&self) -> &Path {
         &self.layout.bin

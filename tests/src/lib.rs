@@ -17,6 +17,7 @@ mod ports;
 pub mod process;
 pub mod readers;
 pub mod shared;
+pub mod sidecar;
 pub mod wait;
 mod work_dir;
 
@@ -25,4 +26,5 @@ pub use installation::Installation;
 pub use ports::free_port;
 pub use process::{Process, Signal};
 pub use shared::shared_dir;
+pub use sidecar::Sidecar;
 pub use wait::{eventually, try_eventually};

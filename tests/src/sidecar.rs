@@ -1,0 +1,188 @@
+//! The sidecar as a process, delivering to a directory of its own.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use llmwarden_proto::logging::LEVEL_VARIABLE;
+use llmwarden_proto::names;
+use llmwarden_proto::status::Status;
+use tempfile::TempDir;
+
+use crate::binaries;
+use crate::process::{Process, tail};
+
+const START: Duration = Duration::from_secs(30);
+
+/// How a sidecar is started.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Its `--source` flags.
+    pub sources: Vec<String>,
+    /// Port of the endpoint; 0 for any free one.
+    pub port: u16,
+    /// What a `kube:` source connects with.
+    pub kubeconfig: Option<PathBuf>,
+    /// Level of the log.
+    pub log_level: String,
+}
+
+impl Options {
+    /// These sources, on free ports.
+    pub fn new(sources: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            sources: sources.into_iter().map(Into::into).collect(),
+            port: 0,
+            kubeconfig: None,
+            log_level: std::env::var(LEVEL_VARIABLE).unwrap_or_else(|_| "debug".to_owned()),
+        }
+    }
+}
+
+/// A sidecar that listens. Dropping it kills it and removes what it delivered.
+#[derive(Debug)]
+pub struct Sidecar {
+    process: Process,
+    endpoint: SocketAddr,
+    status: SocketAddr,
+    options: Options,
+    home: Home,
+}
+
+/// Where a sidecar lives: its log, and what it delivers on tmpfs where the machine has one.
+#[derive(Debug)]
+struct Home(TempDir);
+
+impl Home {
+    fn new() -> Result<Self> {
+        let memory = Path::new("/dev/shm");
+        let builder = |parent: &Path| tempfile::Builder::new().prefix("llmwarden-").tempdir_in(parent);
+        let dir = builder(memory).or_else(|_| builder(&std::env::temp_dir()))?;
+        Ok(Self(dir))
+    }
+
+    fn delivery(&self) -> PathBuf {
+        self.0.path().join("run")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.0.path().join("sidecar.log")
+    }
+}
+
+impl Sidecar {
+    /// Starts one and waits until it listens.
+    pub async fn start(options: Options) -> Result<Self> {
+        Self::start_at(options, Home::new()?).await
+    }
+
+    async fn start_at(options: Options, home: Home) -> Result<Self> {
+        let offset = std::fs::metadata(home.log()).map_or(0, |log| log.len());
+        let process = Process::spawn("sidecar", &command(&options, &home.delivery())?, home.log())?;
+        let line = process
+            .await_log_from(usize::try_from(offset)?, START, |line| {
+                line.contains("listening endpoint=")
+            })
+            .await?;
+        let address = |name: &str| -> Result<SocketAddr> {
+            let (_, rest) = line
+                .split_once(name)
+                .with_context(|| format!("no {name} in: {line}"))?;
+            Ok(rest.split(' ').next().unwrap_or_default().parse()?)
+        };
+        Ok(Self {
+            endpoint: address("endpoint=")?,
+            status: address("status=")?,
+            process,
+            options,
+            home,
+        })
+    }
+
+    /// Ends it with SIGKILL, and starts another one that delivers to the same directory.
+    pub async fn restart(self) -> Result<Self> {
+        self.process.kill();
+        Self::start_at(self.options, self.home).await
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// The directory that it delivers to.
+    pub fn dir(&self) -> PathBuf {
+        self.home.delivery()
+    }
+
+    /// The file with a value of an access.
+    pub fn file(&self, access: &str, key: &str) -> PathBuf {
+        self.dir().join(access).join(key)
+    }
+
+    /// The file for `curl -H @…`.
+    pub fn auth_header(&self) -> PathBuf {
+        self.dir().join(names::AUTH_HEADER_FILE)
+    }
+
+    /// Where the endpoint listens.
+    pub fn endpoint(&self) -> SocketAddr {
+        self.endpoint
+    }
+
+    /// A URL of the endpoint.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://localhost:{}{path}", self.endpoint.port())
+    }
+
+    /// A URL of the status port.
+    pub fn status_url(&self, path: &str) -> String {
+        format!("http://localhost:{}{path}", self.status.port())
+    }
+
+    /// What a probe of the status port answers: the status code and the text.
+    pub async fn probe(&self, path: &str) -> Result<(u16, String)> {
+        let url = self.status_url(path);
+        tokio::task::spawn_blocking(move || {
+            let config = ureq::Agent::config_builder().http_status_as_error(false).build();
+            let mut answer = ureq::Agent::new_with_config(config).get(&url).call()?;
+            Ok((answer.status().as_u16(), answer.body_mut().read_to_string()?))
+        })
+        .await?
+    }
+
+    /// What `/status` says.
+    pub async fn status(&self) -> Result<Status> {
+        let (_, text) = self.probe("/status").await?;
+        Ok(serde_json::from_str(&text)?)
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+            eprintln!("--- the end of the sidecar's log\n{}", tail(&log, 30));
+        }
+    }
+}
+
+fn command(options: &Options, dir: &Path) -> Result<Command> {
+    let mut command = Command::new(binaries::sidecar()?);
+    for source in &options.sources {
+        command.args(["--source", source]);
+    }
+    command
+        .arg("--dir")
+        .arg(dir)
+        .args(["--listen", &format!("127.0.0.1:{}", options.port)])
+        .args(["--status", "127.0.0.1:0"])
+        .env(LEVEL_VARIABLE, &options.log_level);
+    match &options.kubeconfig {
+        Some(kubeconfig) => command.env("KUBECONFIG", kubeconfig),
+        None => command.env_remove("KUBECONFIG"),
+    };
+    Ok(command)
+}

@@ -4,7 +4,6 @@ DENY_VERSION := 0.20.2
 TOOLS := $(CURDIR)/target/tools
 # Where tools that `make` had to install itself are; those already on the PATH come first.
 export PATH := $(PATH):$(TOOLS)/bin
-PRODUCT := -p llmwarden-controller -p llmwarden-sidecar --bins
 CRDS := charts/llmwarden/crds
 
 .PHONY: help build cluster crds test check deny demo bench
@@ -12,8 +11,10 @@ CRDS := charts/llmwarden/crds
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# Each by itself: together they would be built with each other's features.
 build: ## Builds the controller and the sidecar
-	$(CARGO) build --locked $(PRODUCT)
+	$(CARGO) build --locked -p llmwarden-controller
+	$(CARGO) build --locked -p llmwarden-sidecar
 
 cluster: ## Builds the control plane that tests run on (once, minutes; needs Go or KUBEBUILDER_ASSETS)
 	tests/cluster/build
@@ -37,5 +38,6 @@ demo: cluster build ## Shows a key rotate under a running agent (KEEP=1 leaves t
 	KEEP=$(KEEP) $(CARGO) run --locked -q -p llmwarden-tests --bin demo
 
 bench: cluster ## Measures delivery times and the sidecar's footprint, with release builds
-	$(CARGO) build --locked --release $(PRODUCT)
+	$(CARGO) build --locked --release -p llmwarden-controller
+	$(CARGO) build --locked --release -p llmwarden-sidecar
 	$(CARGO) run --locked --release -q -p llmwarden-tests --bin bench

@@ -38,7 +38,7 @@ pub fn control_plane() -> Result<PathBuf> {
 }
 
 /// Cargo's target directory, of the build that the running program came from.
-pub(crate) fn target_dir() -> Result<PathBuf> {
+pub fn target_dir() -> Result<PathBuf> {
     Ok(profile_dir()?
         .parent()
         .context("the program is not in a target directory")?

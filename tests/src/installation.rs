@@ -132,6 +132,12 @@ impl Installation {
         Ok(())
     }
 
+    /// The controller's process id, while it runs.
+    pub fn controller_pid(&self) -> Option<u32> {
+        let controller = self.controller.lock().unwrap_or_else(PoisonError::into_inner);
+        controller.as_ref().map(Process::pid)
+    }
+
     /// All that the controller has logged, over restarts.
     pub fn controller_log(&self) -> String {
         std::fs::read_to_string(self.work_dir().join("controller.log")).unwrap_or_default()

@@ -1,0 +1,305 @@
+//! `make bench`: how fast a key is delivered, and what the programs weigh. A delivery through the API server is compared
+//! with a bare client that watches the same Secret in the same run, as a machine's own figures say little.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::StreamExt;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use kube::api::PostParams;
+use kube::runtime::watcher;
+use llmwarden_proto::names;
+use llmwarden_tests::readers::Readers;
+use llmwarden_tests::sidecar::{self, Sidecar};
+use llmwarden_tests::{Installation, binaries};
+use serde::Serialize;
+use serde_json::json;
+use tokio::sync::watch;
+
+const ROTATIONS: usize = 500;
+const SOON: Duration = Duration::from_secs(30);
+/// Of the guide's example.
+const NAMESPACE: &str = "kagent";
+const ACCESS: &str = "agent-anthropic";
+const MASTER: &str = "anthropic-master-key";
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Delivery {
+    from: &'static str,
+    to: &'static str,
+    p50_ms: f64,
+    p99_ms: f64,
+    /// Against the bare watch in the same rotations; absent where nothing bare does the same.
+    p50_of_bare: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Weight {
+    what: &'static str,
+    kib: u64,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    ensure!(
+        !cfg!(debug_assertions),
+        "figures of debug builds say nothing: run `make bench`"
+    );
+    let llmwarden = Installation::start(&[]).await?;
+    llmwarden.create_namespace(NAMESPACE, true).await?;
+
+    let mut deliveries = Vec::new();
+    let mut weights = vec![
+        size("sidecar, file size", &binaries::sidecar()?)?,
+        size("controller, file size", &binaries::controller()?)?,
+    ];
+    watched_secret(&llmwarden, &mut deliveries, &mut weights).await?;
+    mounted_volume(&mut deliveries, &mut weights).await?;
+    through_the_controller(&llmwarden, &mut deliveries).await?;
+    weights.push(resident(
+        "controller, memory",
+        llmwarden.controller_pid().context("it runs")?,
+    )?);
+
+    println!(
+        "{ROTATIONS} rotations each{:38}{:>10}{:>10}{:>12}",
+        "", "p50 ms", "p99 ms", "p50 / bare"
+    );
+    for delivery in &deliveries {
+        let way = format!("{} → {}", delivery.from, delivery.to);
+        let ratio = delivery
+            .p50_of_bare
+            .map(|ratio| format!("{ratio:.2}"))
+            .unwrap_or_default();
+        println!(
+            "{way:<52}{:>10.2}{:>10.2}{ratio:>12}",
+            delivery.p50_ms, delivery.p99_ms
+        );
+    }
+    for weight in &weights {
+        println!("{:<52}{:>6} KiB", weight.what, weight.kib);
+    }
+    let output = binaries::target_dir()?.join("bench.json");
+    let document = json!({ "rotations": ROTATIONS, "deliveries": deliveries, "weights": weights });
+    std::fs::write(&output, serde_json::to_vec_pretty(&document)?)?;
+    println!("also in {}", output.display());
+    Ok(())
+}
+
+/// `kube` source: from the acknowledged write of the companion, next to a bare watch of the same Secret.
+async fn watched_secret(
+    llmwarden: &Installation,
+    deliveries: &mut Vec<Delivery>,
+    weights: &mut Vec<Weight>,
+) -> Result<()> {
+    let secrets = Api::<Secret>::namespaced(llmwarden.client(), NAMESPACE);
+    let name = names::companion("unmanaged");
+    let mut secret = secrets
+        .create(&PostParams::default(), &companion(&name, 0))
+        .await?;
+    let sidecar = start_watching(llmwarden, &name).await?;
+    let readers = read(&sidecar).await?;
+
+    let (seen, mut bare) = watch::channel((usize::MAX, Instant::now()));
+    let mut changes = watcher::watch_object(secrets.clone(), &name).boxed();
+    let watching = tokio::spawn(async move {
+        while let Some(Ok(Some(secret))) = changes.next().await {
+            let key = secret.data.unwrap_or_default().remove(names::API_KEY);
+            let number =
+                key.and_then(|ByteString(key)| String::from_utf8(key).ok()?.rsplit('-').next()?.parse().ok());
+            seen.send_replace((number.unwrap_or(usize::MAX), Instant::now()));
+        }
+    });
+
+    let mut times: [Vec<Duration>; 3] = Default::default();
+    for number in 1..=ROTATIONS {
+        readers.expect(&key(number));
+        secret.data = None;
+        secret.string_data = companion(&name, number).string_data;
+        secret = secrets.replace(&name, &PostParams::default(), &secret).await?;
+        let acknowledged = Instant::now();
+        let (file, endpoint) = readers.saw(&key(number), SOON).await?;
+        let (_, watched) = *bare.wait_for(|(seen, _)| *seen == number).await?;
+        for (times, at) in times.iter_mut().zip([watched, file, endpoint]) {
+            times.push(at.saturating_duration_since(acknowledged));
+        }
+    }
+    watching.abort();
+    check(&readers)?;
+    weights.push(resident(
+        "sidecar with a kube source, memory",
+        sidecar.process().pid(),
+    )?);
+    let from = "companion Secret written";
+    let [bare, file, endpoint] = times;
+    let bare = delivery(from, "a bare watch", bare, None);
+    let baseline = Some(bare.p50_ms);
+    deliveries.push(bare);
+    deliveries.push(delivery(from, "file", file, baseline));
+    deliveries.push(delivery(from, "endpoint", endpoint, baseline));
+    Ok(())
+}
+
+/// `volume` source: from the swap of the directory, as the kubelet does it.
+async fn mounted_volume(deliveries: &mut Vec<Delivery>, weights: &mut Vec<Weight>) -> Result<()> {
+    let volume = tempfile::tempdir()?;
+    swap(volume.path(), 0)?;
+    let sidecar = Sidecar::start(sidecar::Options::new([format!(
+        "{ACCESS}={}",
+        volume.path().display()
+    )]))
+    .await?;
+    let readers = read(&sidecar).await?;
+    let mut times: [Vec<Duration>; 2] = Default::default();
+    for number in 1..=ROTATIONS {
+        readers.expect(&key(number));
+        swap(volume.path(), number)?;
+        let swapped = Instant::now();
+        let (file, endpoint) = readers.saw(&key(number), SOON).await?;
+        for (times, at) in times.iter_mut().zip([file, endpoint]) {
+            times.push(at.saturating_duration_since(swapped));
+        }
+    }
+    check(&readers)?;
+    weights.push(resident(
+        "sidecar with a volume source, memory",
+        sidecar.process().pid(),
+    )?);
+    let [file, endpoint] = times;
+    deliveries.push(delivery("companion volume swapped", "file", file, None));
+    deliveries.push(delivery("companion volume swapped", "endpoint", endpoint, None));
+    Ok(())
+}
+
+/// The whole way: from the acknowledged write of the master Secret, through the controller.
+async fn through_the_controller(llmwarden: &Installation, deliveries: &mut Vec<Delivery>) -> Result<()> {
+    llmwarden.create_master_key(MASTER, &key(0)).await?;
+    for file in ["provider", "access"] {
+        llmwarden
+            .run_kubectl(&format!("apply -f examples/kagent/single/{file}.yaml"))
+            .await?;
+    }
+    let name = names::companion(ACCESS);
+    let sidecar = start_watching(llmwarden, &name).await?;
+    let readers = read(&sidecar).await?;
+    let mut times: [Vec<Duration>; 2] = Default::default();
+    for number in 1..=ROTATIONS {
+        readers.expect(&key(number));
+        llmwarden.replace_master_key(MASTER, &key(number)).await?;
+        let acknowledged = Instant::now();
+        let (file, endpoint) = readers.saw(&key(number), SOON).await?;
+        for (times, at) in times.iter_mut().zip([file, endpoint]) {
+            times.push(at.saturating_duration_since(acknowledged));
+        }
+    }
+    check(&readers)?;
+    let [file, endpoint] = times;
+    deliveries.push(delivery("master Secret written", "file", file, None));
+    deliveries.push(delivery("master Secret written", "endpoint", endpoint, None));
+    Ok(())
+}
+
+async fn start_watching(llmwarden: &Installation, secret: &str) -> Result<Sidecar> {
+    let options = sidecar::Options {
+        kubeconfig: Some(llmwarden.kubeconfig().to_owned()),
+        log_level: "info".to_owned(),
+        ..sidecar::Options::new([format!("{ACCESS}=kube:{NAMESPACE}/{secret}")])
+    };
+    Sidecar::start(options).await
+}
+
+/// Readers of what the sidecar delivers, once both have the first key.
+async fn read(sidecar: &Sidecar) -> Result<Readers> {
+    let url = sidecar.url(&format!("/v1/keys/{ACCESS}/{}", names::API_KEY));
+    let file = sidecar.file(ACCESS, names::API_KEY);
+    let readers = Readers::start(file, &url, &sidecar.auth_header(), &key(0))?;
+    readers.saw(&key(0), SOON).await?;
+    Ok(readers)
+}
+
+/// Speed by way of broken reads is none.
+fn check(readers: &Readers) -> Result<()> {
+    let (file, endpoint) = readers.tallies();
+    ensure!(
+        file.torn + file.backward + endpoint.torn + endpoint.backward == 0,
+        "a reader got what no agent should get: {file:?} {endpoint:?}"
+    );
+    Ok(())
+}
+
+fn key(number: usize) -> String {
+    format!("sk-ant-bench-{}-{number}", "0123456789abcdef".repeat(6))
+}
+
+fn document(number: usize) -> String {
+    let document = json!({
+        "schema": 1, "version": number + 1, "state": "active", "issuedAt": "2026-01-01T00:00:00Z", "keys": [names::API_KEY],
+    });
+    document.to_string()
+}
+
+fn companion(name: &str, number: usize) -> Secret {
+    let data = [
+        (names::API_KEY, key(number)),
+        (names::LIVE_JSON, document(number)),
+    ];
+    Secret {
+        metadata: kube::api::ObjectMeta {
+            name: Some(name.to_owned()),
+            ..Default::default()
+        },
+        string_data: Some(data.map(|(name, value)| (name.to_owned(), value)).into()),
+        ..Secret::default()
+    }
+}
+
+fn swap(volume: &Path, number: usize) -> Result<()> {
+    let data = volume.join(format!("..{number}"));
+    fs::create_dir(&data)?;
+    fs::write(data.join(names::API_KEY), key(number))?;
+    fs::write(data.join(names::LIVE_JSON), document(number))?;
+    symlink(format!("..{number}"), volume.join("..data_tmp"))?;
+    fs::rename(volume.join("..data_tmp"), volume.join("..data"))?;
+    if let Some(previous) = number.checked_sub(1) {
+        fs::remove_dir_all(volume.join(format!("..{previous}")))?;
+    }
+    Ok(())
+}
+
+fn delivery(from: &'static str, to: &'static str, mut times: Vec<Duration>, bare: Option<f64>) -> Delivery {
+    times.sort();
+    let percentile =
+        |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64() * 1000.0;
+    Delivery {
+        from,
+        to,
+        p50_ms: percentile(50),
+        p99_ms: percentile(99),
+        p50_of_bare: bare.map(|bare| percentile(50) / bare),
+    }
+}
+
+fn size(what: &'static str, program: &Path) -> Result<Weight> {
+    Ok(Weight {
+        what,
+        kib: fs::metadata(program)?.len() / 1024,
+    })
+}
+
+/// The resident memory of a process.
+fn resident(what: &'static str, pid: u32) -> Result<Weight> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next());
+    Ok(Weight {
+        what,
+        kib: kib.context("no VmRSS")?.parse()?,
+    })
+}

@@ -92,8 +92,6 @@ reasons! {
     // What happened to one.
     /// Both Secrets hold a key.
     Provisioned,
-    /// The Secrets were made.
-    SecretCreated,
     /// A new key is in the Secrets.
     Rotated,
     /// New settings are in the companion.
@@ -106,12 +104,8 @@ reasons! {
     Adopted,
     /// `secretName` changed: the Secret of the old name is gone.
     SecretRemoved,
-    /// The access stopped being allowed, and the key will be withdrawn.
-    WithdrawalScheduled,
     /// The key was withdrawn.
     Withdrawn,
-    /// The access is allowed again before its key was withdrawn.
-    WithdrawalCancelled,
     /// A rotation was asked for, but the master key is the one already delivered.
     NothingToRotate,
     /// The rotation interval is over.

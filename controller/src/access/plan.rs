@@ -115,10 +115,8 @@ fn provision(seen: &Observation, provider: &LLMProvider, grant: &Grant, settings
         ..Plan::default()
     };
 
-    if let Some(announced) = announce_recreation(seen) {
-        plan.status = announced;
-        plan.look_again = Some(Duration::ZERO);
-        return plan;
+    if let Some(announcement) = announce_recreation(seen) {
+        return announcement;
     }
 
     let application = application_data(access, provider, grant, &placeholder);
@@ -155,7 +153,7 @@ fn provision(seen: &Observation, provider: &LLMProvider, grant: &Grant, settings
         ));
     }
     plan.events
-        .extend(trigger.map(|trigger| status::delivery_event(trigger, access, &delivered)));
+        .extend(trigger.map(|trigger| status::delivery_event(trigger, access)));
     if trigger.is_none() && restored_application {
         let text = format!(
             "Secret {} is as it was before it was edited or deleted",
@@ -175,7 +173,7 @@ fn provision(seen: &Observation, provider: &LLMProvider, grant: &Grant, settings
         if trigger.is_none() {
             plan.events.push(EventNote::warning(
                 Reason::NothingToRotate,
-                status::nothing_to_rotate(provider, &delivered),
+                status::nothing_to_rotate(provider),
             ));
         }
     }
@@ -327,7 +325,11 @@ fn ensure(seen: &Observation, name: &str, data: Data, grant: &Grant, writes: &mu
 fn write_own(present: Option<&Arc<ObservedSecret>>, desired: DesiredSecret, writes: &mut Vec<Write>) -> bool {
     match present {
         None => writes.push(Write::Create(desired)),
-        Some(own) if own.is_immutable() => writes.push(Write::Recreate(desired, Arc::clone(own))),
+        Some(own) if own.is_immutable() => {
+            // Announced already.
+            writes.push(Write::Recreate(desired, Arc::clone(own)));
+            return false;
+        }
         Some(own) if !own.is_labelled() || !own.holds(&desired.data) => {
             writes.push(Write::Replace(desired, Arc::clone(own)));
         }
@@ -352,7 +354,7 @@ fn remove_others(seen: &Observation, keep: &BTreeSet<&str>, writes: &mut Vec<Wri
 
 /// The kubelet never follows an immutable Secret to its successor, so pods must restart. That is said before it is
 /// recreated: after a crash in between nobody could tell.
-fn announce_recreation(seen: &Observation) -> Option<LLMAccessStatus> {
+fn announce_recreation(seen: &Observation) -> Option<Plan> {
     let own = [&seen.access.spec.secret_name, &seen.access.companion_name()];
     let immutable = own
         .into_iter()
@@ -363,24 +365,25 @@ fn announce_recreation(seen: &Observation) -> Option<LLMAccessStatus> {
          restarted to get new keys",
         immutable.name, immutable.uid
     );
-    let announced = conditions::find(&old_status(seen).conditions, ConditionType::LiveRotation)
+    let mut status = old_status(seen);
+    let announced = conditions::find(&status.conditions, ConditionType::LiveRotation)
         .is_some_and(|condition| condition.message == message);
     if announced {
         return None;
     }
-    let mut status = old_status(seen);
+    let reason = Reason::ImmutableSecretRecreated;
     conditions::Setter {
         conditions: &mut status.conditions,
         generation: seen.access.metadata.generation,
         now: seen.now,
     }
-    .set(
-        ConditionType::LiveRotation,
-        Truth::False,
-        Reason::ImmutableSecretRecreated,
-        message,
-    );
-    Some(status)
+    .set(ConditionType::LiveRotation, Truth::False, reason, message.clone());
+    Some(Plan {
+        status,
+        events: vec![EventNote::warning(reason, message)],
+        look_again: Some(Duration::ZERO),
+        ..Plan::default()
+    })
 }
 
 fn old_status(seen: &Observation) -> LLMAccessStatus {
@@ -391,3 +394,8 @@ fn old_status(seen: &Observation) -> LLMAccessStatus {
 pub(super) fn until(now: Timestamp, then: Timestamp) -> Duration {
     Duration::try_from(then.duration_since(now)).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod world;

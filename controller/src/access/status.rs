@@ -137,9 +137,13 @@ pub fn granted(
         ConditionType::CredentialProvisioned,
         Truth::True,
         Reason::Provisioned,
-        message.clone(),
+        message,
     );
     if !was_ready && delivered_before(access, delivered) {
+        let message = format!(
+            "Secret {} and its companion hold the key",
+            access.spec.secret_name
+        );
         plan.events.push(EventNote::normal(Reason::Provisioned, message));
     }
     schedule(seen, provider, plan);
@@ -257,37 +261,36 @@ pub fn refused(seen: &Observation, refusal: &Refusal, message: &str, provisioned
     }
 }
 
-/// What to tell of a version.
-pub fn delivery_event(trigger: Trigger, access: &LLMAccess, delivered: &Delivered) -> EventNote {
+/// What to tell of a delivery. Without its version: an event that repeats one is folded into it, with the words of the
+/// first.
+pub fn delivery_event(trigger: Trigger, access: &LLMAccess) -> EventNote {
     let secret = &access.spec.secret_name;
-    let version = delivered.version;
     match trigger {
         Trigger::Provisioned => EventNote::normal(
             Reason::Provisioned,
-            format!("Secret {secret} and its companion were provisioned with version {version}"),
+            format!("Secret {secret} and its companion were provisioned with a key"),
         ),
         Trigger::MasterChanged => EventNote::normal(
             Reason::Rotated,
-            format!("the master key changed: Secret {secret} and its companion hold version {version}"),
+            format!("the master key changed: Secret {secret} and its companion hold the new key"),
         ),
         Trigger::SettingsChanged => EventNote::normal(
             Reason::SettingsChanged,
-            format!("the settings changed, the key did not: the companion holds version {version}"),
+            "the settings changed, the key did not: the companion holds the new settings",
         ),
         Trigger::Restored | Trigger::Withdrawn => EventNote::normal(
             Reason::Restored,
-            format!("the companion was edited or deleted: it holds the same key again, as version {version}"),
+            "the companion was edited or deleted: it holds the same key again, as a new version",
         ),
     }
 }
 
 /// What to tell who asked for a rotation of a static key that nobody replaced.
-pub fn nothing_to_rotate(provider: &LLMProvider, delivered: &Delivered) -> String {
+pub fn nothing_to_rotate(provider: &LLMProvider) -> String {
     format!(
-        "a rotation was asked for, but the key in {} is the one already delivered as version {}: llmwarden cannot mint \
-         one from a static master key, put a new key there",
-        master_secret(provider),
-        delivered.version
+        "a rotation was asked for, but the key in {} is the one already delivered: llmwarden cannot mint one from a \
+         static master key, put a new key there",
+        master_secret(provider)
     )
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
-use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Resource, ResourceExt};
 use llmwarden_proto::access::LLMAccess;
@@ -39,7 +39,8 @@ pub enum ApplyError {
     Api(#[from] kube::Error),
 }
 
-/// Writes the Secrets of a plan, in order.
+/// Writes the Secrets of a plan, in order. What is to be deleted but gone already is out of date like any other surprise:
+/// a pass that goes on from it would tell a second time what another one has told.
 pub async fn write_secrets(client: &Client, access: &LLMAccess, plan: &Plan) -> Result<(), ApplyError> {
     let namespace = access.namespace().unwrap_or_default();
     let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
@@ -99,7 +100,6 @@ async fn delete(api: &Api<Secret>, present: &ObservedSecret) -> Result<(), Apply
             info!(secret = present.name, "Secret deleted");
             Ok(())
         }
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(classify(error, &present.name)),
     }
 }
@@ -140,17 +140,31 @@ pub async fn write_status(client: &Client, access: &LLMAccess, plan: &Plan) -> R
     Ok(())
 }
 
-/// Removes the request to rotate that has been dealt with.
-pub async fn remove_rotation_request(client: &Client, access: &LLMAccess) -> Result<(), ApplyError> {
+/// Removes the request to rotate that has been dealt with. False: it was gone, so another pass had dealt with it.
+pub async fn remove_rotation_request(client: &Client, access: &LLMAccess) -> Result<bool, ApplyError> {
     let api: Api<LLMAccess> = Api::namespaced(client.clone(), &access.namespace().unwrap_or_default());
-    let patch = serde_json::json!({ "metadata": { "annotations": { names::ROTATE_ANNOTATION: null } } });
-    api.patch(
-        &access.name_any(),
-        &kube::api::PatchParams::default(),
-        &kube::api::Patch::Merge(patch),
-    )
-    .await?;
-    Ok(())
+    let annotation = format!(
+        "/metadata/annotations/{}",
+        names::ROTATE_ANNOTATION.replace('/', "~1")
+    );
+    let operations = serde_json::json!([
+        { "op": "test", "path": annotation, "value": names::ROTATE_NOW },
+        { "op": "remove", "path": annotation },
+    ]);
+    let patch = serde_json::from_value(operations).map_err(kube::Error::SerdeError)?;
+    match api
+        .patch(
+            &access.name_any(),
+            &PatchParams::default(),
+            &Patch::<()>::Json(patch),
+        )
+        .await
+    {
+        Ok(_) => Ok(true),
+        // That is how the API server says that the test failed.
+        Err(kube::Error::Api(status)) if status.code == 422 || status.is_not_found() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Publishes an event about an object.

@@ -10,11 +10,12 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 use kube::{Client, ResourceExt};
 use llmwarden_proto::access::LLMAccess;
+use llmwarden_proto::reason::Reason;
 use tracing::{debug, warn};
 
 use super::apply::{self, ApplyError};
 use super::observe::{Observation, rotation_requested};
-use super::plan::{Plan, Settings, plan, refused};
+use super::plan::{EventNote, Plan, Settings, plan, refused};
 use crate::index::master::Master;
 use crate::index::watch::SharedIndex;
 
@@ -76,14 +77,15 @@ async fn finish(
 ) -> Result<Action, ApplyError> {
     let access = seen.access.as_ref();
     apply::write_status(&context.client, access, plan).await?;
-    for event in &plan.events {
+    // Before its event: a pass on an access that is out of date would tell it again.
+    let first_to_handle =
+        plan.rotation_handled && apply::remove_rotation_request(&context.client, access).await?;
+    let told_already = |event: &&EventNote| event.reason == Reason::NothingToRotate && !first_to_handle;
+    for event in plan.events.iter().filter(|event| !told_already(event)) {
         if let Err(error) = apply::publish(&context.recorder, access, event).await {
             // The status says the same: an event is not worth another pass.
             warn!(access = %access.name_any(), %error, "an event could not be published");
         }
-    }
-    if plan.rotation_handled {
-        apply::remove_rotation_request(&context.client, access).await?;
     }
     Ok(look_again.map_or_else(Action::await_change, Action::requeue))
 }

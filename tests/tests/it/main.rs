@@ -3,7 +3,10 @@
 mod adoption;
 mod conflicts;
 mod definitions;
+mod denial;
 mod guide;
 mod refusals;
+mod repair;
+mod rotation;
 mod support;
 mod validation;

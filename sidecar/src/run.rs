@@ -1,6 +1,7 @@
 //! Puts the parts together and runs them until it is told to stop.
 
 use std::fs::{self, DirBuilder, File};
+use std::future::ready;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
@@ -17,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::service_fn;
 use tracing::{info, warn};
 
 use crate::config::{Cli, Origin};
@@ -24,7 +26,7 @@ use crate::endpoint::Endpoint;
 use crate::endpoint::guard::{Guard, Transport};
 use crate::files::{self, Directory};
 use crate::metrics::Metrics;
-use crate::server::{MAX_CONNECTIONS, Server};
+use crate::server::{Arrival, MAX_CONNECTIONS, Server};
 use crate::source;
 use crate::status::StatusPage;
 use crate::store::{Slot, Store};
@@ -77,18 +79,16 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
     let endpoint = Arc::new(Endpoint::new(guard, store.clone(), metrics.clone(), stop.clone()));
     let over = |transport| {
         let endpoint = endpoint.clone();
-        move |request, place: Arc<_>| {
+        service_fn(move |arrival| {
             let endpoint = endpoint.clone();
-            async move { endpoint.answer(request, transport, &place).await }
-        }
+            async move { Ok(endpoint.answer(arrival, transport).await) }
+        })
     };
     let page = Arc::new(StatusPage::new(store.clone(), metrics.clone()));
+    let probes = service_fn(move |arrival: Arrival| ready(Ok(page.answer(&arrival.request))));
     tasks.spawn(server().serve(endpoint_listener, over(Transport::Tcp)));
     tasks.spawn(server().serve(socket_listener, over(Transport::Unix)));
-    tasks.spawn(server().serve(status_listener, move |request, _| {
-        let answer = page.answer(&request);
-        async { answer }
-    }));
+    tasks.spawn(server().serve(status_listener, probes));
     tasks.spawn(keep_token(token, cli.dir.clone(), stop.clone()));
     start_deliveries(&cli, &store, &stop, &mut tasks).await?;
     info!(endpoint = %endpoint_address, status = %status_address, "listening");

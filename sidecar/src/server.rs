@@ -8,14 +8,15 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::net::Listener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::{Service, ServiceExt};
 use tracing::{debug, warn};
 
 use crate::metrics::Metrics;
@@ -29,6 +30,15 @@ pub const MAX_CONNECTIONS: usize = 64;
 
 /// An answer. All of them are short and in memory.
 pub type Answer = Response<Full<Bytes>>;
+
+/// A request, and the place of the connection that it came on.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The request.
+    pub request: Request<Incoming>,
+    /// The connection's place.
+    pub place: Arc<Place>,
+}
 
 /// A connection's place among the limited number.
 #[derive(Debug)]
@@ -67,13 +77,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Accepts connections until the stop, and answers their requests with `handle`.
-    pub async fn serve<L, H, F>(self, mut listener: L, handle: H)
+    /// Accepts connections until the stop, and has their requests answered by `service`.
+    pub async fn serve<L, S>(self, mut listener: L, service: S)
     where
         L: Listener,
         L::Io: Send + Unpin + 'static,
-        H: Fn(Request<Incoming>, Arc<Place>) -> F + Clone + Send + 'static,
-        F: Future<Output = Answer> + Send + 'static,
+        S: Service<Arrival, Response = Answer, Error = Infallible, Future: Send> + Clone + Send + 'static,
     {
         loop {
             let accepted = tokio::select! {
@@ -95,7 +104,7 @@ impl Server {
                     permit: Mutex::new(Some(permit)),
                 });
                 self.connections
-                    .spawn(converse(connection, place, handle.clone(), self.stop.clone()));
+                    .spawn(converse(connection, place, service.clone(), self.stop.clone()));
             } else {
                 self.metrics.refused("connections");
                 self.connections.spawn(turn_away(connection));
@@ -104,16 +113,16 @@ impl Server {
     }
 }
 
-async fn converse<Io, H, F>(connection: Io, place: Arc<Place>, handle: H, stop: CancellationToken)
+async fn converse<Io, S>(connection: Io, place: Arc<Place>, service: S, stop: CancellationToken)
 where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    H: Fn(Request<Incoming>, Arc<Place>) -> F + Send + 'static,
-    F: Future<Output = Answer> + Send + 'static,
+    S: Service<Arrival, Response = Answer, Error = Infallible> + Clone,
 {
-    let service = service_fn(move |request| {
-        let answer = handle(request, place.clone());
-        async { Ok::<_, Infallible>(answer.await) }
+    let service = service.map_request(move |request| Arrival {
+        request,
+        place: place.clone(),
     });
+    let service = TowerToHyperService::new(service);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use hyper::header::{CONNECTION, ETAG, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::http::request::Parts;
-use hyper::{Request, StatusCode, header};
+use hyper::{StatusCode, header};
 use jiff::Timestamp;
 use secrecy::zeroize::Zeroizing;
 use serde::Serialize;
@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-use crate::server::{Answer, Place};
+use crate::server::{Answer, Arrival, Place};
 use crate::store::{Delivered, Held, Slot, Store};
 use guard::{Guard, Refusal, Transport};
 use wait::Conditions;
@@ -86,10 +86,10 @@ impl Endpoint {
     }
 
     /// Answers a request.
-    pub async fn answer<B>(&self, request: Request<B>, transport: Transport, place: &Place) -> Answer {
+    pub async fn answer(&self, Arrival { request, place }: Arrival, transport: Transport) -> Answer {
         let (request, _) = request.into_parts();
         let answer = match self.guard.check(&request, transport) {
-            Ok(()) => self.route(&request, place).await,
+            Ok(()) => self.route(&request, &place).await,
             Err(refusal) => self.refuse(refusal, &request),
         };
         self.metrics.answered(answer.status().as_u16());

@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::desired::DesiredSecret;
 use super::plan::{EventNote, Plan, Write};
-use crate::index::secret::ObservedSecret;
+use crate::index::secret::{ObservedSecret, digest};
 
 /// Why a plan was not carried out to its end.
 #[derive(Debug, thiserror::Error)]
@@ -173,6 +173,10 @@ pub async fn publish<K: Resource<DynamicType = ()>>(
     about: &K,
     note: &EventNote,
 ) -> kube::Result<()> {
+    // The recorder folds repetitions into the first event, also those that differ in their words, which are then lost.
+    // The action, which nobody reads, tells these apart.
+    let [a, b, c, d, ..] = digest(note.message.as_bytes());
+    let action = format!("Reconcile-{a:02x}{b:02x}{c:02x}{d:02x}");
     let event = Event {
         type_: if note.warning {
             EventType::Warning
@@ -181,7 +185,7 @@ pub async fn publish<K: Resource<DynamicType = ()>>(
         },
         reason: note.reason.as_str().to_owned(),
         note: Some(note.message.clone()),
-        action: "Reconcile".to_owned(),
+        action,
         secondary: None,
     };
     recorder.publish(&event, &about.object_ref(&())).await

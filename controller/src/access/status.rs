@@ -261,8 +261,7 @@ pub fn refused(seen: &Observation, refusal: &Refusal, message: &str, provisioned
     }
 }
 
-/// What to tell of a delivery. Without its version: an event that repeats one is folded into it, with the words of the
-/// first.
+/// What to tell of a delivery. Without its version, so that the events of many rotations are folded into one.
 pub fn delivery_event(trigger: Trigger, access: &LLMAccess) -> EventNote {
     let secret = &access.spec.secret_name;
     match trigger {

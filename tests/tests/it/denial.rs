@@ -129,6 +129,19 @@ async fn within_the_grace_the_key_stays_and_the_time_is_told() {
     let back = tenant.await_ready("agent").await.status.unwrap();
     assert_eq!((back.withdraw_at, back.history), (None, ready.history));
     assert_eq!(both(&tenant).await, before);
+
+    // Denied once more, another time is told, in an event of its own.
+    label(&tenant, false).await;
+    tenant.await_refusal("agent", Reason::NamespaceNotAllowed).await;
+    tenant.touch("agent").await;
+    let status = tenant.access("agent").await.status.unwrap();
+    let told = format!("The key is withdrawn at {}", status.withdraw_at.unwrap().0);
+    let events = tenant.events("agent", Reason::NamespaceNotAllowed).await;
+    let notes: Vec<_> = events.into_iter().filter_map(|event| event.note).collect();
+    assert!(
+        notes.iter().any(|note| note.contains(&told)),
+        "no {told:?} in {notes:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

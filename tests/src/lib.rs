@@ -10,6 +10,7 @@
 
 pub mod binaries;
 mod certificates;
+pub mod client;
 pub mod control_plane;
 pub mod installation;
 mod kubeconfig;
@@ -18,6 +19,7 @@ pub mod process;
 pub mod readers;
 pub mod shared;
 pub mod sidecar;
+pub mod volume;
 pub mod wait;
 mod work_dir;
 
@@ -27,4 +29,5 @@ pub use ports::free_port;
 pub use process::{Process, Signal};
 pub use shared::shared_dir;
 pub use sidecar::Sidecar;
+pub use volume::Volume;
 pub use wait::{eventually, try_eventually};

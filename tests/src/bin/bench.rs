@@ -2,7 +2,6 @@
 //! with a bare client that watches the same Secret in the same run, as a machine's own figures say little.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use kube::runtime::watcher;
 use llmwarden_proto::names;
 use llmwarden_tests::readers::Readers;
 use llmwarden_tests::sidecar::{self, Sidecar};
-use llmwarden_tests::{Installation, binaries};
+use llmwarden_tests::{Installation, Volume, binaries, volume};
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::watch;
@@ -102,7 +101,7 @@ async fn watched_secret(
     let secrets = Api::<Secret>::namespaced(llmwarden.client(), NAMESPACE);
     let name = names::companion("unmanaged");
     let mut secret = secrets
-        .create(&PostParams::default(), &companion(&name, 0))
+        .create(&PostParams::default(), &companion(&name, 0)?)
         .await?;
     let sidecar = start_watching(llmwarden, &name).await?;
     let readers = read(&sidecar).await?;
@@ -122,7 +121,7 @@ async fn watched_secret(
     for number in 1..=ROTATIONS {
         readers.expect(&key(number));
         secret.data = None;
-        secret.string_data = companion(&name, number).string_data;
+        secret.string_data = companion(&name, number)?.string_data;
         secret = secrets.replace(&name, &PostParams::default(), &secret).await?;
         let acknowledged = Instant::now();
         let (file, endpoint) = readers.saw(&key(number), SOON).await?;
@@ -147,24 +146,20 @@ async fn watched_secret(
     Ok(())
 }
 
-/// `volume` source: from the swap of the directory, as the kubelet does it.
+/// `volume` source: from before the directory is written and swapped, as the kubelet does it.
 async fn mounted_volume(deliveries: &mut Vec<Delivery>, weights: &mut Vec<Weight>) -> Result<()> {
-    let volume = tempfile::tempdir()?;
-    swap(volume.path(), 0)?;
-    let sidecar = Sidecar::start(sidecar::Options::new([format!(
-        "{ACCESS}={}",
-        volume.path().display()
-    )]))
-    .await?;
+    let mut volume = Volume::new()?;
+    volume.publish(version(0)?, &key(0))?;
+    let sidecar = Sidecar::start(sidecar::Options::new([volume.source(ACCESS)])).await?;
     let readers = read(&sidecar).await?;
     let mut times: [Vec<Duration>; 2] = Default::default();
     for number in 1..=ROTATIONS {
         readers.expect(&key(number));
-        swap(volume.path(), number)?;
-        let swapped = Instant::now();
+        let begun = Instant::now();
+        volume.publish(version(number)?, &key(number))?;
         let (file, endpoint) = readers.saw(&key(number), SOON).await?;
         for (times, at) in times.iter_mut().zip([file, endpoint]) {
-            times.push(at.saturating_duration_since(swapped));
+            times.push(at.saturating_duration_since(begun));
         }
     }
     check(&readers)?;
@@ -238,39 +233,24 @@ fn key(number: usize) -> String {
     format!("sk-ant-bench-{}-{number}", "0123456789abcdef".repeat(6))
 }
 
-fn document(number: usize) -> String {
-    let document = json!({
-        "schema": 1, "version": number + 1, "state": "active", "issuedAt": "2026-01-01T00:00:00Z", "keys": [names::API_KEY],
-    });
-    document.to_string()
+fn version(number: usize) -> Result<u64> {
+    Ok(u64::try_from(number)? + 1)
 }
 
-fn companion(name: &str, number: usize) -> Secret {
+fn companion(name: &str, number: usize) -> Result<Secret> {
+    let document = volume::document(version(number)?);
     let data = [
         (names::API_KEY, key(number)),
-        (names::LIVE_JSON, document(number)),
+        (names::LIVE_JSON, serde_json::to_string(&document)?),
     ];
-    Secret {
+    Ok(Secret {
         metadata: kube::api::ObjectMeta {
             name: Some(name.to_owned()),
             ..Default::default()
         },
         string_data: Some(data.map(|(name, value)| (name.to_owned(), value)).into()),
         ..Secret::default()
-    }
-}
-
-fn swap(volume: &Path, number: usize) -> Result<()> {
-    let data = volume.join(format!("..{number}"));
-    fs::create_dir(&data)?;
-    fs::write(data.join(names::API_KEY), key(number))?;
-    fs::write(data.join(names::LIVE_JSON), document(number))?;
-    symlink(format!("..{number}"), volume.join("..data_tmp"))?;
-    fs::rename(volume.join("..data_tmp"), volume.join("..data"))?;
-    if let Some(previous) = number.checked_sub(1) {
-        fs::remove_dir_all(volume.join(format!("..{previous}")))?;
-    }
-    Ok(())
+    })
 }
 
 fn delivery(from: &'static str, to: &'static str, mut times: Vec<Duration>, bare: Option<f64>) -> Delivery {

@@ -3,6 +3,7 @@
 mod adoption;
 mod conflicts;
 mod definitions;
+mod delivery;
 mod denial;
 mod endpoint;
 mod guide;

@@ -24,8 +24,9 @@ pub async fn start(sources: &[String]) -> Sidecar {
 /// An error unless file and endpoint have this key.
 async fn look(sidecar: &Sidecar, access: &str, key: &str) -> Result<(), String> {
     let path = format!("/v1/keys/{access}/{}", names::API_KEY);
-    let answer = sidecar.get(&path).await.map_err(|error| error.to_string())?;
+    // In this order: who writes the files answers when it is done with all of them.
     let file = std::fs::read_to_string(sidecar.file(access, names::API_KEY)).unwrap_or_default();
+    let answer = sidecar.get(&path).await.map_err(|error| error.to_string())?;
     if (answer.status, answer.body.as_str(), file.as_str()) == (200, key, key) {
         Ok(())
     } else {
@@ -63,7 +64,7 @@ pub async fn await_withdrawn(sidecar: &Sidecar, access: &str, words: &str) {
     .await;
 }
 
-/// The values in a delivered directory, by name; nothing for a directory that does not exist.
+/// The names of the values in a delivered directory; nothing for a directory that does not exist.
 pub fn file_names(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().into_string().unwrap());

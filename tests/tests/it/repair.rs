@@ -1,8 +1,8 @@
 //! Secrets that somebody edits, deletes or freezes, and accesses that come back: they end as they should be.
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::DeleteParams;
 use kube::ResourceExt;
+use kube::api::DeleteParams;
 use llmwarden_proto::access::{LLMAccessStatus, Trigger};
 use llmwarden_proto::names::{API_KEY, LIVE_JSON, MANAGED_BY_LABEL};
 use llmwarden_proto::reason::{ConditionType, Reason};

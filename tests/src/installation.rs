@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, CustomResourceExt};
 use llmwarden_proto::access::LLMAccess;
+use llmwarden_proto::logging::LEVEL_VARIABLE;
 use llmwarden_proto::provider::LLMProvider;
 use serde_json::json;
 use tokio::sync::OnceCell;
@@ -32,6 +33,7 @@ pub struct Installation {
     // In the order in which they stop.
     controller: Mutex<Option<Process>>,
     flags: Vec<String>,
+    log_level: String,
     cluster: ControlPlane,
 }
 
@@ -64,6 +66,12 @@ impl Drop for Shared {
 impl Installation {
     /// Starts a control plane of its own and a controller with `flags`, and waits until that reconciles.
     pub async fn start(flags: &[&str]) -> Result<Self> {
+        let level = std::env::var(LEVEL_VARIABLE).unwrap_or_else(|_| "debug".to_owned());
+        Self::start_logging(flags, &level).await
+    }
+
+    /// [`start`](Self::start), with a controller that logs at this level.
+    pub async fn start_logging(flags: &[&str], level: &str) -> Result<Self> {
         let options = Options {
             crds: vec![LLMAccess::crd(), LLMProvider::crd()],
             ..Options::default()
@@ -71,6 +79,7 @@ impl Installation {
         let installation = Self {
             controller: Mutex::new(None),
             flags: flags.iter().map(ToString::to_string).collect(),
+            log_level: level.to_owned(),
             cluster: ControlPlane::start_with(options).await?,
         };
         installation.create_namespace(SYSTEM, false).await?;
@@ -150,10 +159,7 @@ impl Installation {
             .args(["--namespace", SYSTEM])
             .args(&self.flags)
             .env("KUBECONFIG", self.kubeconfig())
-            .env(
-                "LLMWARDEN_LOG",
-                std::env::var("LLMWARDEN_LOG").unwrap_or_else(|_| "debug".into()),
-            );
+            .env(LEVEL_VARIABLE, &self.log_level);
         let log = self.work_dir().join("controller.log");
         let already = self.controller_log().len();
         let process = Process::spawn("controller", &command, &log)?;

@@ -92,12 +92,16 @@ impl Haystack {
 
     /// The arguments and the environment of a process.
     fn add_process(&mut self, name: &str, pid: u32) {
-        for part in ["cmdline", "environ"] {
-            match std::fs::read(format!("/proc/{pid}/{part}")) {
-                Ok(bytes) => self.add(format!("{name}: {part}"), String::from_utf8_lossy(&bytes)),
-                // What nobody may read, who is not root, holds nothing for anybody.
-                Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}"),
-            }
+        let read = |part: &str| std::fs::read(format!("/proc/{pid}/{part}"));
+        let arguments = read("cmdline").unwrap();
+        self.add(format!("{name}: arguments"), String::from_utf8_lossy(&arguments));
+        match read("environ") {
+            Ok(variables) => self.add(
+                format!("{name}: environment"),
+                String::from_utf8_lossy(&variables),
+            ),
+            // Of an undumpable process root alone may read it.
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}"),
         }
     }
 

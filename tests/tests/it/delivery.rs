@@ -120,8 +120,15 @@ async fn while_the_api_server_is_down_the_last_good_key_is_served() {
     await_key(&sidecar, "agent", KEY).await;
     let readers = read(&sidecar, KEY);
     readers.saw(KEY, SOON).await.unwrap();
+    let options = watching(&installation, &tenant.namespace, "agent").await;
+    let crashing = Sidecar::start(options).await.unwrap();
+    await_key(&crashing, "agent", KEY).await;
 
     installation.stop_api_server();
+    let crashed = crashing.restart().await.unwrap();
+    assert_key(&crashed, "agent", KEY).await;
+    await_problem(&crashed, "agent", "the API server can't be reached").await;
+    assert_key(&crashed, "agent", KEY).await;
     let status = await_problem(&sidecar, "agent", "the API server can't be reached").await;
     assert_eq!(status.state, DeliveryState::Active);
     assert_key(&sidecar, "agent", KEY).await;
@@ -134,10 +141,13 @@ async fn while_the_api_server_is_down_the_last_good_key_is_served() {
     tenant.set_master(&next).await;
     readers.saw(&next, AFTER_OUTAGE).await.unwrap();
     assert_no_bad_read(&readers);
-    eventually("no problem", AFTER_OUTAGE, async || {
-        self::status(&sidecar).await.problems.is_empty()
-    })
-    .await;
+    for sidecar in [&sidecar, &crashed] {
+        eventually("the new key, and no problem", AFTER_OUTAGE, async || {
+            let answer = sidecar.get("/v1/keys/agent/apiKey").await.unwrap();
+            answer.body == next && self::status(sidecar).await.problems.is_empty()
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

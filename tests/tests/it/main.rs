@@ -8,6 +8,7 @@ mod delivery;
 mod denial;
 mod endpoint;
 mod guide;
+mod readme;
 mod refusals;
 mod repair;
 mod rotation;

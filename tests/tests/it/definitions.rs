@@ -1,10 +1,11 @@
-//! The custom resource definitions that the chart carries.
+//! The custom resource definitions that the chart carries, and the reference that explains them.
 
 use std::path::Path;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::runtime::wait::{await_condition, conditions};
+use llmwarden_proto::reason::Reason;
 use llmwarden_tests::{ControlPlane, binaries};
 
 use crate::support::SOON;
@@ -35,6 +36,18 @@ fn what_the_controller_prints_is_what_the_chart_carries() {
     carried.sort();
     printed.sort();
     assert!(printed == carried, "run `make crds`");
+}
+
+#[test]
+fn the_reference_lists_every_reason_and_no_other() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (_, section) = text.split_once("\n### Reasons\n").expect("the section");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    let listed: Vec<_> = rows.filter_map(|row| row.split('`').next()).collect();
+    let known: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+    assert_eq!(listed, known);
 }
 
 #[tokio::test(flavor = "multi_thread")]

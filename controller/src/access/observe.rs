@@ -24,7 +24,7 @@ pub struct Observation {
     pub namespace: Option<NamespaceLabels>,
     /// The provider's master Secret.
     pub master: Option<Arc<Master>>,
-    /// Other accesses of the namespace.
+    /// Other accesses that want, or have, a Secret that it needs.
     pub others: Vec<Claim>,
     /// The Secrets that have the names it needs, and all those that it owns.
     pub secrets: BTreeMap<String, Arc<ObservedSecret>>,
@@ -41,19 +41,23 @@ impl Observation {
             index.master(&secret_ref.namespace, &secret_ref.name)
         });
         let named = [access.spec.secret_name.clone(), access.companion_name()];
-        let secrets = named
+        let secrets: BTreeMap<_, _> = named
             .iter()
             .filter_map(|name| index.secret(&namespace, name))
             .chain(index.owned_by(&namespace, &uid))
             .map(|secret| (secret.name.clone(), secret))
             .collect();
+        let owners = secrets
+            .values()
+            .filter_map(|secret| index.owner_of(&namespace, secret));
         Self {
             now,
             provider,
             namespace: index.namespace(&namespace).cloned(),
             master,
             others: index
-                .claims_in(&namespace)
+                .claims_of(&namespace, &access.spec.secret_name)
+                .chain(owners)
                 .filter(|claim| claim.uid != uid)
                 .cloned()
                 .collect(),

@@ -2,11 +2,12 @@
 //!
 //! Updates are synchronous and return what they touch; [`watch`] feeds them from the API server.
 
+pub mod health;
 pub mod master;
 pub mod secret;
 pub mod watch;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -15,6 +16,7 @@ use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::names;
 use llmwarden_proto::provider::LLMProvider;
 
+pub use self::health::Health;
 use self::master::Master;
 use self::secret::ObservedSecret;
 
@@ -63,6 +65,11 @@ pub trait Kind: Sized + Clone {
     fn table(index: &mut Index) -> &mut BTreeMap<Key, Self>;
     /// What depends on this entry.
     fn affects(index: &Index, key: &Key, entry: &Self) -> Affected;
+    /// Every way by which the entry is found besides its key.
+    fn ways<'a>(index: &'a mut Index, key: &Key, entry: &Self) -> Vec<(&'a mut Ways, Key)> {
+        let _ = (index, key, entry);
+        Vec::new()
+    }
 }
 
 /// Everything the watches saw.
@@ -71,9 +78,38 @@ pub struct Index {
     providers: BTreeMap<Key, Arc<LLMProvider>>,
     namespaces: BTreeMap<Key, NamespaceLabels>,
     claims: BTreeMap<Key, Claim>,
+    claims_by_provider: Ways,
+    claims_by_secret: Ways,
+    claims_by_uid: Ways,
+    health: BTreeMap<Key, Health>,
     managed: BTreeMap<Key, Managed>,
+    managed_by_owner: Ways,
     foreign: BTreeMap<Key, Foreign>,
+    foreign_by_owner: Ways,
     masters: BTreeMap<Key, Arc<Master>>,
+}
+
+/// From something that entries have in common to their keys, so that none of them has to be looked for.
+#[derive(Debug, Default)]
+pub struct Ways(BTreeMap<Key, BTreeSet<Key>>);
+
+impl Ways {
+    fn add(&mut self, from: Key, to: &Key) {
+        self.0.entry(from).or_default().insert(to.clone());
+    }
+
+    fn remove(&mut self, from: &Key, to: &Key) {
+        if let Some(all) = self.0.get_mut(from) {
+            all.remove(to);
+            if all.is_empty() {
+                self.0.remove(from);
+            }
+        }
+    }
+
+    fn keys<'a>(&'a self, from: &Key) -> impl Iterator<Item = &'a Key> + use<'a> {
+        self.0.get(from).into_iter().flatten()
+    }
 }
 
 /// Labels of a namespace.
@@ -90,19 +126,24 @@ pub struct Foreign(pub Arc<ObservedSecret>);
 impl Index {
     /// Takes in an object that is new or changed.
     pub fn apply<K: Kind>(&mut self, key: &Key, entry: K) -> Affected {
-        let mut affected = K::affects(self, key, &entry);
-        if let Some(old) = K::table(self).insert(key.clone(), entry) {
-            affected.merge(K::affects(self, key, &old));
+        let mut affected = self.delete::<K>(key);
+        affected.merge(K::affects(self, key, &entry));
+        for (ways, from) in K::ways(self, key, &entry) {
+            ways.add(from, key);
         }
+        K::table(self).insert(key.clone(), entry);
         affected
     }
 
     /// Takes out an object that is gone.
     pub fn delete<K: Kind>(&mut self, key: &Key) -> Affected {
-        K::table(self)
-            .remove(key)
-            .map(|old| K::affects(self, key, &old))
-            .unwrap_or_default()
+        let Some(old) = K::table(self).remove(key) else {
+            return Affected::default();
+        };
+        for (ways, from) in K::ways(self, key, &old) {
+            ways.remove(&from, key);
+        }
+        K::affects(self, key, &old)
     }
 
     /// Replaces the entries that `scope` selects by what a complete list found.
@@ -150,35 +191,53 @@ impl Index {
             .or_else(|| self.foreign.get(&key).map(|f| Arc::clone(&f.0)))
     }
 
-    /// Every Secret in a namespace that an access owns.
+    /// Every Secret in a namespace that an access owns. (An owner in another namespace is none.)
     pub fn owned_by(&self, namespace: &str, uid: &str) -> Vec<Arc<ObservedSecret>> {
-        let managed = within(&self.managed, namespace).map(|m| &m.0);
-        let foreign = within(&self.foreign, namespace).map(|f| &f.0);
+        let owner = (namespace.to_owned(), uid.to_owned());
+        let managed = self.managed_by_owner.keys(&owner);
+        let foreign = self.foreign_by_owner.keys(&owner);
         managed
-            .chain(foreign)
-            .filter(|secret| secret.is_owned_by(uid))
-            .map(Arc::clone)
+            .filter_map(|key| self.managed.get(key).map(|secret| Arc::clone(&secret.0)))
+            .chain(foreign.filter_map(|key| self.foreign.get(key).map(|secret| Arc::clone(&secret.0))))
             .collect()
     }
 
-    /// Every access of a namespace.
-    pub fn claims_in<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Claim> {
-        within(&self.claims, namespace)
+    /// Every access of a namespace that wants this Secret.
+    pub fn claims_of(&self, namespace: &str, secret: &str) -> impl Iterator<Item = &Claim> {
+        self.claims_by_secret
+            .keys(&(namespace.to_owned(), secret.to_owned()))
+            .filter_map(|key| self.claims.get(key))
+    }
+
+    /// The access of a namespace that controls a Secret there.
+    pub fn owner_of(&self, namespace: &str, secret: &ObservedSecret) -> Option<&Claim> {
+        let owner = (namespace.to_owned(), secret.controller.as_ref()?.uid.clone());
+        let key = self.claims_by_uid.keys(&owner).next()?;
+        self.claims.get(key)
     }
 
     /// How many accesses use a provider.
     pub fn access_count(&self, provider: &str) -> usize {
-        self.claims
-            .values()
-            .filter(|claim| claim.provider == provider)
-            .count()
+        self.claims_by_provider.keys(&cluster_key(provider)).count()
+    }
+
+    /// How many accesses use each provider that is used at all.
+    pub fn accesses_per_provider(&self) -> Vec<(String, usize)> {
+        let all = self.claims_by_provider.0.iter();
+        all.map(|((_, provider), accesses)| (provider.clone(), accesses.len()))
+            .collect()
+    }
+
+    /// How every access is.
+    pub fn health(&self) -> Vec<(Key, Health)> {
+        let all = self.health.iter();
+        all.map(|(key, health)| (key.clone(), health.clone())).collect()
     }
 
     fn accesses_using(&self, provider: &str) -> impl Iterator<Item = ObjectRef<LLMAccess>> {
-        self.claims
-            .iter()
-            .filter(move |(_, claim)| claim.provider == provider)
-            .map(|(key, _)| access_ref(key))
+        self.claims_by_provider
+            .keys(&cluster_key(provider))
+            .map(access_ref)
     }
 }
 
@@ -209,9 +268,12 @@ impl Kind for NamespaceLabels {
     }
 
     fn affects(index: &Index, key: &Key, _: &Self) -> Affected {
+        // Keys are ordered by namespace first, so that no other is looked through.
         let accesses = index
-            .claims_in(&key.1)
-            .map(|claim| ObjectRef::new(&claim.name).within(&key.1))
+            .claims
+            .range((key.1.clone(), String::new())..)
+            .take_while(|((namespace, _), _)| *namespace == key.1)
+            .map(|(key, _)| access_ref(key))
             .collect();
         Affected {
             accesses,
@@ -227,14 +289,25 @@ impl Kind for Claim {
 
     fn affects(index: &Index, key: &Key, claim: &Self) -> Affected {
         let rivals = index
-            .claims_in(&key.0)
-            .filter(|other| other.secret_name == claim.secret_name && other.uid != claim.uid)
+            .claims_of(&key.0, &claim.secret_name)
+            .filter(|other| other.uid != claim.uid)
             .map(|other| ObjectRef::new(&other.name).within(&key.0))
             .collect();
         Affected {
             accesses: rivals,
             providers: HashSet::from([ObjectRef::new(&claim.provider)]),
         }
+    }
+
+    fn ways<'a>(index: &'a mut Index, key: &Key, claim: &Self) -> Vec<(&'a mut Ways, Key)> {
+        vec![
+            (&mut index.claims_by_provider, cluster_key(&claim.provider)),
+            (
+                &mut index.claims_by_secret,
+                (key.0.clone(), claim.secret_name.clone()),
+            ),
+            (&mut index.claims_by_uid, (key.0.clone(), claim.uid.clone())),
+        ]
     }
 }
 
@@ -246,6 +319,13 @@ impl Kind for Managed {
     fn affects(index: &Index, key: &Key, secret: &Self) -> Affected {
         affected_by_secret(index, key, &secret.0)
     }
+
+    fn ways<'a>(index: &'a mut Index, key: &Key, secret: &Self) -> Vec<(&'a mut Ways, Key)> {
+        match &secret.0.controller {
+            Some(owner) => vec![(&mut index.managed_by_owner, (key.0.clone(), owner.uid.clone()))],
+            None => Vec::new(),
+        }
+    }
 }
 
 impl Kind for Foreign {
@@ -255,6 +335,13 @@ impl Kind for Foreign {
 
     fn affects(index: &Index, key: &Key, secret: &Self) -> Affected {
         affected_by_secret(index, key, &secret.0)
+    }
+
+    fn ways<'a>(index: &'a mut Index, key: &Key, secret: &Self) -> Vec<(&'a mut Ways, Key)> {
+        match &secret.0.controller {
+            Some(owner) => vec![(&mut index.foreign_by_owner, (key.0.clone(), owner.uid.clone()))],
+            None => Vec::new(),
+        }
     }
 }
 
@@ -286,30 +373,18 @@ impl Kind for Arc<Master> {
 }
 
 /// The owner, and whoever would like to have the name.
-fn affected_by_secret(index: &Index, key: &Key, secret: &ObservedSecret) -> Affected {
-    let (namespace, name) = key;
-    let companion_of = name.strip_suffix(names::COMPANION_SUFFIX);
-    let accesses = index
-        .claims_in(namespace)
-        .filter(|claim| {
-            claim.secret_name == *name
-                || companion_of == Some(claim.name.as_str())
-                || secret.is_owned_by(&claim.uid)
-        })
-        .map(|claim| ObjectRef::new(&claim.name).within(namespace))
-        .collect();
+fn affected_by_secret(index: &Index, (namespace, name): &Key, secret: &ObservedSecret) -> Affected {
+    let companion_of = name
+        .strip_suffix(names::COMPANION_SUFFIX)
+        .and_then(|access| index.claims.get(&(namespace.clone(), access.to_owned())));
+    let owner = index.owner_of(namespace, secret);
+    let concerned = index.claims_of(namespace, name).chain(companion_of).chain(owner);
     Affected {
-        accesses,
+        accesses: concerned
+            .map(|claim| ObjectRef::new(&claim.name).within(namespace))
+            .collect(),
         providers: HashSet::new(),
     }
-}
-
-/// The entries of one namespace. Keys are ordered by namespace first, so that no other is looked through.
-fn within<'a, V>(table: &'a BTreeMap<Key, V>, namespace: &'a str) -> impl Iterator<Item = &'a V> {
-    table
-        .range((namespace.to_owned(), String::new())..)
-        .take_while(move |(key, _)| key.0 == namespace)
-        .map(|(_, v)| v)
 }
 
 fn cluster_key(name: &str) -> Key {
@@ -319,3 +394,6 @@ fn cluster_key(name: &str) -> Key {
 fn access_ref(key: &Key) -> ObjectRef<LLMAccess> {
     ObjectRef::new(&key.1).within(&key.0)
 }
+
+#[cfg(test)]
+mod tests;

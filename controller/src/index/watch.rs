@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
@@ -15,69 +15,84 @@ use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::names;
 use llmwarden_proto::provider::LLMProvider;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::master::Master;
 use super::secret::ObservedSecret;
-use super::{Affected, Claim, Foreign, Index, Key, Kind, Managed};
+use super::{Affected, Claim, Foreign, Health, Index, Key, Kind, Managed};
 
 /// The index, shared by the watches that feed it and the controllers that read it.
-#[derive(Clone)]
-pub struct SharedIndex {
-    index: Arc<RwLock<Index>>,
+#[derive(Clone, Default)]
+pub struct SharedIndex(Arc<Shared>);
+
+impl std::fmt::Debug for SharedIndex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SharedIndex")
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    index: RwLock<Index>,
+    queues: Mutex<Option<Queues>>,
+}
+
+/// Where to send what has to be reconciled.
+struct Queues {
     accesses: UnboundedSender<ObjectRef<LLMAccess>>,
     providers: UnboundedSender<ObjectRef<LLMProvider>>,
 }
 
 impl SharedIndex {
-    /// An empty index, with where to send what has to be reconciled.
-    pub fn new(
-        accesses: UnboundedSender<ObjectRef<LLMAccess>>,
-        providers: UnboundedSender<ObjectRef<LLMProvider>>,
-    ) -> Self {
-        Self {
-            index: Arc::default(),
-            accesses,
-            providers,
-        }
-    }
-
     /// The index, to read.
     pub fn read(&self) -> RwLockReadGuard<'_, Index> {
         // Updates do not panic half-way, so what a panicked writer left is as good as any.
-        self.index
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on, what has to be reconciled. Before anybody asks for it, and when nobody does any more, it is not kept:
+    /// who begins to reconcile looks at everything.
+    pub fn subscribe(
+        &self,
+    ) -> (
+        UnboundedReceiver<ObjectRef<LLMAccess>>,
+        UnboundedReceiver<ObjectRef<LLMProvider>>,
+    ) {
+        let (accesses, access_queue) = unbounded_channel();
+        let (providers, provider_queue) = unbounded_channel();
+        *self.queues() = Some(Queues { accesses, providers });
+        (access_queue, provider_queue)
     }
 
     /// Updates the index and passes on what that affects.
     pub fn update(&self, change: impl FnOnce(&mut Index) -> Affected) {
-        let affected = change(
-            &mut self
-                .index
-                .write()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
-        );
-        // A closed channel means that the process is stopping.
+        let affected = change(&mut self.0.index.write().unwrap_or_else(PoisonError::into_inner));
+        let queues = self.queues();
+        let Some(queues) = queues.as_ref() else { return };
+        // A closed queue means that its reader has stopped.
         for access in affected.accesses {
-            let _ = self.accesses.send(access);
+            let _ = queues.accesses.send(access);
         }
         for provider in affected.providers {
-            let _ = self.providers.send(provider);
+            let _ = queues.providers.send(provider);
         }
+    }
+
+    fn queues(&self) -> MutexGuard<'_, Option<Queues>> {
+        self.0.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Starts every watch. The second value turns true once each of them has listed everything: nothing may be concluded
-/// from an absence before.
+/// Starts every watch. What is returned counts those that have not listed everything yet: nothing may be concluded from
+/// an absence before all have.
 pub fn start(
     client: &Client,
     index: &SharedIndex,
     master_namespaces: &[String],
-    tasks: &mut JoinSet<()>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> watch::Receiver<usize> {
     let (pending, listed) = watch::channel(5 + master_namespaces.len());
     let done = move || pending.send_modify(|count| *count -= 1);
@@ -107,7 +122,7 @@ pub fn start(
         Api::<LLMAccess>::all(client.clone()),
         Config::default(),
         done.clone(),
-        move |change| feed_kind(&feed, change, |_| true, |access: LLMAccess| Claim::from(&access)),
+        move |change| feed_access(&feed, change),
     ));
 
     let ours = format!("{}={}", names::MANAGED_BY_LABEL, names::MANAGED_BY);
@@ -183,7 +198,38 @@ fn feed_kind<K, E: Kind>(
     }
 }
 
-async fn drive<K>(api: Api<K>, config: Config, listed: impl FnOnce(), mut feed: impl FnMut(Change<K>))
+/// Two things are remembered of an access: what it wants, which others depend on, and how it is, which changes more often.
+fn feed_access(feed: &SharedIndex, change: Change<LLMAccess>) {
+    match change {
+        Change::Apply(key, access) => {
+            feed.update(|index| index.apply(&key, Health::from(&access)));
+            feed.update(|index| index.apply(&key, Claim::from(&access)));
+        }
+        Change::Delete(key) => {
+            feed.update(|index| index.delete::<Health>(&key));
+            feed.update(|index| index.delete::<Claim>(&key));
+        }
+        Change::Reset(all) => {
+            let health = all
+                .iter()
+                .map(|(key, access)| (key.clone(), Health::from(access)))
+                .collect();
+            let claims = all
+                .into_iter()
+                .map(|(key, access)| (key, Claim::from(&access)))
+                .collect();
+            feed.update(|index| index.reset::<Health>(|_| true, health));
+            feed.update(|index| index.reset::<Claim>(|_| true, claims));
+        }
+    }
+}
+
+async fn drive<K>(
+    api: Api<K>,
+    config: Config,
+    listed: impl FnOnce(),
+    mut feed: impl FnMut(Change<K>),
+) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
@@ -207,6 +253,7 @@ where
             Err(error) => warn!(kind = %K::kind(&()), error = %error, "a watch failed and is tried again"),
         }
     }
+    anyhow::bail!("the watch of {} ended", K::kind(&()))
 }
 
 fn key<K: Resource>(object: &K) -> Key {

@@ -1,5 +1,6 @@
 //! Flags, each with a `LLMWARDEN_*` twin.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -47,9 +48,16 @@ pub struct RunOptions {
         value_delimiter = ','
     )]
     pub trusted_namespaces: Vec<String>,
+    /// What this replica is called as the holder of the Lease: different for each, the same after a restart. In a pod, its
+    /// name; the host's when absent.
+    #[arg(long, env = "LLMWARDEN_IDENTITY", default_value_t = host_name())]
+    pub identity: String,
     /// How long a key stays after its access stopped being allowed, such as 5m, 30s or 0.
     #[arg(long, env = "LLMWARDEN_DENIAL_GRACE", default_value = "5m", value_parser = parse_duration)]
     pub denial_grace: Duration,
+    /// Address of health and metrics, which hold no secrets.
+    #[arg(long, env = "LLMWARDEN_STATUS", default_value = "[::]:9472")]
+    pub status: SocketAddr,
     /// Format of the logs.
     #[arg(long, env = "LLMWARDEN_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
@@ -80,6 +88,12 @@ impl RunOptions {
         all.dedup();
         all
     }
+}
+
+fn host_name() -> String {
+    // What has no name is alone.
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.into_string().unwrap_or_else(|_| "llmwarden".to_owned())
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

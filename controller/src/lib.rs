@@ -4,10 +4,13 @@
 //! plan (pure), apply.
 
 pub mod access;
+pub mod admin;
 pub mod conditions;
 pub mod config;
 pub mod crd;
 pub mod index;
 pub mod instance;
+pub mod lease;
+pub mod metrics;
 pub mod provider;
 pub mod run;

@@ -13,15 +13,17 @@ use kube::{Client, Resource};
 use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::provider::LLMProvider;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::RunOptions;
 use crate::index::watch::{self, SharedIndex};
 use crate::instance::Instance;
-use crate::{access, provider};
+use crate::lease::Candidacy;
+use crate::metrics::{Exposition, Metrics};
+use crate::{access, admin, provider};
 
 /// How many accesses are worked on at a time.
 const CONCURRENCY: u16 = 32;
@@ -46,56 +48,115 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
     let instance = Instance::load(client.clone(), &options.namespace).await?;
     let trusted = options.master_namespaces();
 
-    let (access_triggers, access_queue) = unbounded_channel();
-    let (provider_triggers, provider_queue) = unbounded_channel();
-    let index = SharedIndex::new(access_triggers, provider_triggers);
-    let mut watches = JoinSet::new();
-    let mut pending = watch::start(&client, &index, &trusted, &mut watches);
+    let index = SharedIndex::default();
+    let metrics = Metrics::default();
+    let listed = CancellationToken::new();
+    let exposition = Exposition::new(&metrics, index.clone());
+    let mut parts = JoinSet::new();
+    parts.spawn(admin::serve(
+        options.status,
+        exposition,
+        listed.clone(),
+        stop.clone(),
+    ));
+    let mut pending = watch::start(&client, &index, &trusted, &mut parts);
     tokio::select! {
-        listed = pending.wait_for(|count| *count == 0) => { listed.context("a watch ended")?; }
+        all = pending.wait_for(|count| *count == 0) => { all.context("a watch ended")?; }
+        ended = parts.join_next() => return part_ended(ended),
         () = stop.cancelled() => return Ok(()),
     }
-    info!(namespace = options.namespace, "everything is listed, reconciling");
+    listed.cancel();
+    info!(namespace = options.namespace, "everything is listed");
 
     let reporter = Reporter {
         controller: "llmwarden-controller".into(),
         instance: None,
     };
-    let accesses = Arc::new(access::reconcile::Context {
-        client: client.clone(),
-        index: index.clone(),
-        settings: access::plan::Settings {
-            trusted: trusted.clone(),
-            denial_grace: options.denial_grace,
-            instance,
-        },
-        recorder: Recorder::new(client.clone(), reporter),
-    });
-    let providers = Arc::new(provider::Context {
-        client: client.clone(),
-        index,
-        trusted,
-    });
-    let access_controller =
-        Controller::new(Api::<LLMAccess>::all(client.clone()), watcher::Config::default())
+    let writer = Writer {
+        accesses: Arc::new(access::reconcile::Context {
+            client: client.clone(),
+            index: index.clone(),
+            settings: access::plan::Settings {
+                trusted: trusted.clone(),
+                denial_grace: options.denial_grace,
+                instance,
+            },
+            recorder: Recorder::new(client.clone(), reporter),
+            metrics: metrics.clone(),
+        }),
+        providers: Arc::new(provider::Context {
+            client: client.clone(),
+            index,
+            trusted,
+        }),
+    };
+    let mut candidacy = Candidacy::start(client, &options.namespace, &options.identity).await?;
+    while !stop.is_cancelled() {
+        tokio::select! {
+            leads = candidacy.leads.wait_for(|leads| *leads) => { leads.context("the campaign for the Lease ended")?; }
+            ended = parts.join_next() => return part_ended(ended),
+            () = stop.cancelled() => break,
+        }
+        info!(identity = options.identity, "holds the Lease, reconciling");
+        metrics.leads(true);
+        let tenure = stop.child_token();
+        let mut writing = std::pin::pin!(writer.write(&tenure));
+        tokio::select! {
+            () = writing.as_mut() => {}
+            _ = candidacy.leads.wait_for(|leads| !*leads) => {
+                warn!("lost the Lease");
+                tenure.cancel();
+                writing.await;
+            }
+            ended = parts.join_next() => return part_ended(ended),
+        }
+        metrics.leads(false);
+    }
+    candidacy.end().await.context("cannot give the Lease back")?;
+    info!("stopped");
+    Ok(())
+}
+
+/// None of them ends before the stop: a restart is better than a controller without one of its parts.
+fn part_ended(ended: Option<Result<anyhow::Result<()>, JoinError>>) -> anyhow::Result<()> {
+    match ended {
+        Some(outcome) => outcome.context("a part of the controller failed")?,
+        None => Ok(()),
+    }
+}
+
+/// What the holder of the Lease does.
+struct Writer {
+    accesses: Arc<access::reconcile::Context>,
+    providers: Arc<provider::Context>,
+}
+
+impl Writer {
+    /// Reconciles everything that there is, and then what changes, until the end of the tenure.
+    async fn write(&self, tenure: &CancellationToken) {
+        let client = &self.accesses.client;
+        let (access_queue, provider_queue) = self.accesses.index.subscribe();
+        let accesses = Controller::new(Api::<LLMAccess>::all(client.clone()), watcher::Config::default())
             .with_config(Config::default().concurrency(CONCURRENCY))
             .reconcile_on(queue(access_queue))
-            .graceful_shutdown_on(stop.clone().cancelled_owned())
+            .graceful_shutdown_on(tenure.clone().cancelled_owned())
             .run(
                 access::reconcile::reconcile,
                 access::reconcile::on_error,
-                accesses,
+                self.accesses.clone(),
             )
             .for_each(|_| std::future::ready(()));
-    let provider_controller = Controller::new(Api::<LLMProvider>::all(client), watcher::Config::default())
+        let providers = Controller::new(
+            Api::<LLMProvider>::all(client.clone()),
+            watcher::Config::default(),
+        )
         .with_config(Config::default().debounce(PROVIDER_DEBOUNCE))
         .reconcile_on(queue(provider_queue))
-        .graceful_shutdown_on(stop.cancelled_owned())
-        .run(provider::reconcile, provider::on_error, providers)
+        .graceful_shutdown_on(tenure.clone().cancelled_owned())
+        .run(provider::reconcile, provider::on_error, self.providers.clone())
         .for_each(|_| std::future::ready(()));
-    tokio::join!(access_controller, provider_controller);
-    info!("stopped");
-    Ok(())
+        tokio::join!(accesses, providers);
+    }
 }
 
 fn queue<K: Resource<DynamicType = ()> + 'static>(

@@ -25,6 +25,9 @@ pub const SYSTEM: &str = "llmwarden-system";
 /// The label that the guide's providers select namespaces by; its value is `true`.
 pub const ENABLED_LABEL: &str = "llmwarden.io/ai-enabled";
 
+/// What a controller logs when it begins to reconcile.
+pub const LEADS: &str = "holds the Lease";
+
 const START: Duration = Duration::from_mins(1);
 
 /// A control plane with llmwarden on it. It dereferences to the [`ControlPlane`].
@@ -154,20 +157,36 @@ impl Installation {
 
     /// Starts the controller, and waits until it reconciles.
     pub async fn start_controller(&self) -> Result<()> {
-        let mut command = Command::new(binaries::controller()?);
-        command
-            .args(["--namespace", SYSTEM])
-            .args(&self.flags)
-            .env("KUBECONFIG", self.kubeconfig())
-            .env(LEVEL_VARIABLE, &self.log_level);
-        let log = self.work_dir().join("controller.log");
         let already = self.controller_log().len();
-        let process = Process::spawn("controller", &command, &log)?;
+        let process = self.spawn_controller("controller", &self.flags)?;
         process
-            .await_log_from(already, START, |line| line.contains("everything is listed"))
+            .await_log_from(already, START, |line| line.contains(LEADS))
             .await?;
         *self.controller.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
         Ok(())
+    }
+
+    /// Starts another replica of the controller, that logs to `<name>.log` and asks for the Lease as `name`.
+    pub fn start_replica(&self, name: &str) -> Result<Process> {
+        let mut flags = self.flags.clone();
+        flags.extend(["--identity".to_owned(), name.to_owned()]);
+        self.spawn_controller(name, &flags)
+    }
+
+    fn spawn_controller(&self, name: &str, flags: &[String]) -> Result<Process> {
+        let mut command = Command::new(binaries::controller()?);
+        command
+            .args(["--namespace", SYSTEM, "--status", "127.0.0.1:0"])
+            .args(flags)
+            .env("KUBECONFIG", self.kubeconfig())
+            .env(LEVEL_VARIABLE, &self.log_level);
+        Process::spawn(name, &command, self.work_dir().join(format!("{name}.log")))
+    }
+
+    /// Sends the controller a signal.
+    pub fn signal_controller(&self, signal: Signal) -> Result<()> {
+        let controller = self.controller.lock().unwrap_or_else(PoisonError::into_inner);
+        controller.as_ref().context("no controller runs")?.signal(signal)
     }
 
     /// Sends the controller a signal and waits for its end.

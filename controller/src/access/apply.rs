@@ -14,6 +14,7 @@ use tracing::info;
 use super::desired::DesiredSecret;
 use super::plan::{EventNote, Plan, Write};
 use crate::index::secret::{ObservedSecret, digest};
+use crate::metrics::Metrics;
 
 /// Why a plan was not carried out to its end.
 #[derive(Debug, thiserror::Error)]
@@ -41,12 +42,17 @@ pub enum ApplyError {
 
 /// Writes the Secrets of a plan, in order. What is to be deleted but gone already is out of date like any other surprise:
 /// a pass that goes on from it would tell a second time what another one has told.
-pub async fn write_secrets(client: &Client, access: &LLMAccess, plan: &Plan) -> Result<(), ApplyError> {
+pub async fn write_secrets(
+    client: &Client,
+    access: &LLMAccess,
+    plan: &Plan,
+    metrics: &Metrics,
+) -> Result<(), ApplyError> {
     let namespace = access.namespace().unwrap_or_default();
     let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
     for write in &plan.writes {
         match write {
-            Write::Create(desired) => create(&api, access, desired).await?,
+            Write::Create(desired) => create(&api, access, desired, metrics).await?,
             Write::Replace(desired, present) => {
                 let mut object = desired.object(access);
                 object.metadata.uid = Some(present.uid.clone());
@@ -58,21 +64,28 @@ pub async fn write_secrets(client: &Client, access: &LLMAccess, plan: &Plan) -> 
                 }
                 let outcome = api.replace(&desired.name, &PostParams::default(), &object).await;
                 outcome.map_err(|error| classify(error, &desired.name))?;
+                metrics.wrote("replace");
                 info!(access = %access.name_any(), namespace, secret = desired.name, "Secret replaced");
             }
             Write::Recreate(desired, present) => {
-                delete(&api, present).await?;
-                create(&api, access, desired).await?;
+                delete(&api, present, metrics).await?;
+                create(&api, access, desired, metrics).await?;
             }
-            Write::Delete(present) => delete(&api, present).await?,
+            Write::Delete(present) => delete(&api, present, metrics).await?,
         }
     }
     Ok(())
 }
 
-async fn create(api: &Api<Secret>, access: &LLMAccess, desired: &DesiredSecret) -> Result<(), ApplyError> {
+async fn create(
+    api: &Api<Secret>,
+    access: &LLMAccess,
+    desired: &DesiredSecret,
+    metrics: &Metrics,
+) -> Result<(), ApplyError> {
     match api.create(&PostParams::default(), &desired.object(access)).await {
         Ok(_) => {
+            metrics.wrote("create");
             info!(access = %access.name_any(), secret = desired.name, "Secret created");
             Ok(())
         }
@@ -86,7 +99,7 @@ async fn create(api: &Api<Secret>, access: &LLMAccess, desired: &DesiredSecret) 
     }
 }
 
-async fn delete(api: &Api<Secret>, present: &ObservedSecret) -> Result<(), ApplyError> {
+async fn delete(api: &Api<Secret>, present: &ObservedSecret, metrics: &Metrics) -> Result<(), ApplyError> {
     // Not the resource version: an edit by somebody does not make it less ours to delete.
     let params = DeleteParams {
         preconditions: Some(Preconditions {
@@ -97,6 +110,7 @@ async fn delete(api: &Api<Secret>, present: &ObservedSecret) -> Result<(), Apply
     };
     match api.delete(&present.name, &params).await {
         Ok(_) => {
+            metrics.wrote("delete");
             info!(secret = present.name, "Secret deleted");
             Ok(())
         }

@@ -11,13 +11,14 @@ use kube::runtime::events::Recorder;
 use kube::{Client, ResourceExt};
 use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::reason::Reason;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::apply::{self, ApplyError};
 use super::observe::{Observation, rotation_requested};
 use super::plan::{EventNote, Plan, Settings, plan, refused};
 use crate::index::master::Master;
 use crate::index::watch::SharedIndex;
+use crate::metrics::Metrics;
 
 /// How often a plan is made anew in one pass because a Secret appeared: once for each of the two names, and once more.
 const PLANS_A_PASS: usize = 3;
@@ -27,6 +28,9 @@ const OUT_OF_DATE_RETRY: Duration = Duration::from_millis(500);
 const FAILED_RETRY: Duration = Duration::from_secs(5);
 /// How often a refused write is tried again: a quota or an admission policy may have changed.
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
+
+/// Target of the lines that say that a credential changed: one level of the log filter shows them alone.
+const AUDIT: &str = "llmwarden::audit";
 
 /// What the reconciler needs.
 pub struct Context {
@@ -38,6 +42,8 @@ pub struct Context {
     pub settings: Settings,
     /// Where events go.
     pub recorder: Recorder,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 /// One pass over one access.
@@ -51,7 +57,7 @@ pub async fn reconcile(access: Arc<LLMAccess>, context: Arc<Context>) -> Result<
         let Some(plan) = plan(&seen, &context.settings) else {
             return Ok(Action::await_change());
         };
-        match apply::write_secrets(&context.client, &seen.access, &plan).await {
+        match apply::write_secrets(&context.client, &seen.access, &plan, &context.metrics).await {
             Ok(()) => return finish(&seen, &plan, &context, plan.look_again).await,
             Err(ApplyError::Occupied(secret)) => {
                 seen.secrets.insert(secret.name.clone(), secret);
@@ -77,6 +83,8 @@ async fn finish(
 ) -> Result<Action, ApplyError> {
     let access = seen.access.as_ref();
     apply::write_status(&context.client, access, plan).await?;
+    audit(seen, plan);
+    context.metrics.passed("settled");
     // Before its event: a pass on an access that is out of date would tell it again.
     let first_to_handle =
         plan.rotation_handled && apply::remove_rotation_request(&context.client, access).await?;
@@ -88,6 +96,36 @@ async fn finish(
         }
     }
     Ok(look_again.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// One line for each change of a credential, once it is recorded.
+fn audit(seen: &Observation, plan: &Plan) {
+    let recorded = seen
+        .access
+        .status
+        .as_ref()
+        .and_then(|status| status.history.first());
+    let Some(change) = plan
+        .status
+        .history
+        .first()
+        .filter(|change| Some(*change) != recorded)
+    else {
+        return;
+    };
+    info!(
+        target: AUDIT,
+        namespace = seen.namespace_name(),
+        access = seen.name(),
+        uid = seen.uid(),
+        provider = seen.access.spec.provider_ref.name,
+        secret = seen.access.spec.secret_name,
+        version = change.version,
+        cause = ?change.trigger,
+        key = change.key_id,
+        requested = plan.rotation_handled,
+        "the credential changed"
+    );
 }
 
 /// Whether a Secret can be taken over depends on its type and on whether it is immutable, which metadata do not tell.
@@ -125,11 +163,13 @@ async fn refresh_master(access: &LLMAccess, context: &Context) -> Result<(), App
 
 /// What follows a pass that failed.
 #[expect(clippy::needless_pass_by_value, reason = "the signature is kube's")]
-pub fn on_error(access: Arc<LLMAccess>, error: &ApplyError, _: Arc<Context>) -> Action {
+pub fn on_error(access: Arc<LLMAccess>, error: &ApplyError, context: Arc<Context>) -> Action {
     if let ApplyError::OutOfDate(what) = error {
+        context.metrics.passed("out of date");
         debug!(access = %access.name_any(), what, "out of date, another pass follows");
         return Action::requeue(OUT_OF_DATE_RETRY);
     }
+    context.metrics.passed("failed");
     warn!(access = %access.name_any(), namespace = access.namespace(), %error, "a pass failed and is tried again");
     Action::requeue(FAILED_RETRY)
 }

@@ -11,6 +11,7 @@ mod guide;
 mod readme;
 mod refusals;
 mod repair;
+mod replicas;
 mod rotation;
 mod sidecar;
 mod support;

@@ -1,0 +1,56 @@
+//! Health and metrics, on a port of their own. No secrets.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::metrics::Exposition;
+
+/// Serves `/healthz`, `/readyz` and `/metrics` until `stop`. Ready is who has `listed` everything.
+pub async fn serve(
+    address: SocketAddr,
+    exposition: Exposition,
+    listed: CancellationToken,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("--status {address}: cannot listen there"))?;
+    info!(status = %listener.local_addr()?, "listening");
+    let exposition = Arc::new(exposition);
+    let metrics = move || {
+        let text = exposition.text();
+        std::future::ready(match text {
+            Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        })
+    };
+    let ready = move || {
+        std::future::ready(if listed.is_cancelled() {
+            (StatusCode::OK, "ok\n")
+        } else {
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "waiting for the first complete lists from the API server\n",
+            )
+        })
+    };
+    let router = Router::new()
+        .route("/healthz", get(|| std::future::ready("ok\n")))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics));
+    axum::serve(listener, router)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await?;
+    Ok(())
+}
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

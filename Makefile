@@ -37,7 +37,8 @@ deny:
 demo: cluster build ## Shows a key rotate under a running agent (KEEP=1 leaves the cluster running)
 	KEEP=$(KEEP) $(CARGO) run --locked -q -p llmwarden-tests --bin demo
 
-bench: cluster ## Measures delivery times and the sidecar's footprint, with release builds
+bench: cluster ## Measures delivery, endpoint, many accesses and footprint, with release builds (BENCH=delivery,endpoint,scale)
 	$(CARGO) build --locked --release -p llmwarden-controller
 	$(CARGO) build --locked --release -p llmwarden-sidecar
-	$(CARGO) run --locked --release -q -p llmwarden-tests --bin bench
+	$(CARGO) build --locked --release -p llmwarden-tests --bin bare
+	BENCH=$(BENCH) $(CARGO) run --locked --release -q -p llmwarden-tests --bin bench

@@ -183,6 +183,18 @@ impl Installation {
         Process::spawn(name, &command, self.work_dir().join(format!("{name}.log")))
     }
 
+    /// What the controller's `/metrics` says.
+    pub async fn controller_metrics(&self) -> Result<String> {
+        let log = self.controller_log();
+        // The last one that listened is the one that runs.
+        let line = log.lines().rfind(|line| line.contains("listening status="));
+        let address = line
+            .and_then(|line| line.rsplit("status=").next())
+            .context("it does not listen")?;
+        let url = format!("http://{address}/metrics");
+        tokio::task::spawn_blocking(move || Ok(ureq::get(&url).call()?.body_mut().read_to_string()?)).await?
+    }
+
     /// Sends the controller a signal.
     pub fn signal_controller(&self, signal: Signal) -> Result<()> {
         let controller = self.controller.lock().unwrap_or_else(PoisonError::into_inner);

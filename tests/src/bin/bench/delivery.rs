@@ -1,8 +1,6 @@
-//! `make bench`: how fast a key is delivered, and what the programs weigh. A delivery through the API server is compared
-//! with a bare client that watches the same Secret in the same run, as a machine's own figures say little.
+//! How fast a key is delivered. A delivery through the API server is compared with a bare client that watches the same
+//! Secret in the same rotations.
 
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -15,21 +13,24 @@ use kube::runtime::watcher;
 use llmwarden_proto::names;
 use llmwarden_tests::readers::Readers;
 use llmwarden_tests::sidecar::{self, Sidecar};
-use llmwarden_tests::{Installation, Volume, binaries, volume};
+use llmwarden_tests::{Installation, Volume, volume};
 use serde::Serialize;
-use serde_json::json;
 use tokio::sync::watch;
 
-const ROTATIONS: usize = 500;
+use crate::figures::{Report, Weight, percentile};
+
+/// Of each way.
+pub const ROTATIONS: usize = 1000;
 const SOON: Duration = Duration::from_secs(30);
 /// Of the guide's example.
 const NAMESPACE: &str = "kagent";
 const ACCESS: &str = "agent-anthropic";
 const MASTER: &str = "anthropic-master-key";
 
+/// Times from a write until a reader has the new key.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Delivery {
+pub struct Delivery {
     from: &'static str,
     to: &'static str,
     p50_ms: f64,
@@ -38,67 +39,35 @@ struct Delivery {
     p50_of_bare: Option<f64>,
 }
 
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Weight {
-    what: &'static str,
-    kib: u64,
-}
-
-#[tokio::main]
-async fn main() -> Result<()> {
-    ensure!(
-        !cfg!(debug_assertions),
-        "figures of debug builds say nothing: run `make bench`"
-    );
-    let llmwarden = Installation::start(&[]).await?;
-    llmwarden.create_namespace(NAMESPACE, true).await?;
-
-    let mut deliveries = Vec::new();
-    let mut weights = vec![
-        size("sidecar, file size", &binaries::sidecar()?)?,
-        size("controller, file size", &binaries::controller()?)?,
-    ];
-    watched_secret(&llmwarden, &mut deliveries, &mut weights).await?;
-    mounted_volume(&mut deliveries, &mut weights).await?;
-    through_the_controller(&llmwarden, &mut deliveries).await?;
-    weights.push(resident(
-        "controller, memory",
-        llmwarden.controller_pid().context("it runs")?,
-    )?);
-
-    println!(
-        "{ROTATIONS} rotations each{:38}{:>10}{:>10}{:>12}",
-        "", "p50 ms", "p99 ms", "p50 / bare"
-    );
-    for delivery in &deliveries {
-        let way = format!("{} → {}", delivery.from, delivery.to);
-        let ratio = delivery
+impl Delivery {
+    /// A line of the table.
+    pub fn line(&self) -> String {
+        let way = format!("{} → {}", self.from, self.to);
+        let ratio = self
             .p50_of_bare
             .map(|ratio| format!("{ratio:.2}"))
             .unwrap_or_default();
-        println!(
-            "{way:<52}{:>10.2}{:>10.2}{ratio:>12}",
-            delivery.p50_ms, delivery.p99_ms
-        );
+        format!("{way:<52}{:>10.2}{:>10.2}{ratio:>12}", self.p50_ms, self.p99_ms)
     }
-    for weight in &weights {
-        println!("{:<52}{:>6} KiB", weight.what, weight.kib);
-    }
-    let output = binaries::target_dir()?.join("bench.json");
-    let document = json!({ "rotations": ROTATIONS, "deliveries": deliveries, "weights": weights });
-    std::fs::write(&output, serde_json::to_vec_pretty(&document)?)?;
-    println!("also in {}", output.display());
+}
+
+/// Measures every way.
+pub async fn measure(report: &mut Report) -> Result<()> {
+    let llmwarden = Installation::start_logging(&[], "info").await?;
+    llmwarden.create_namespace(NAMESPACE, true).await?;
+    watched_secret(&llmwarden, report).await?;
+    mounted_volume(report).await?;
+    through_the_controller(&llmwarden, report).await?;
+    let controller = llmwarden.controller_pid().context("it runs")?;
+    report
+        .weights
+        .push(Weight::resident("controller, memory", controller)?);
     Ok(())
 }
 
 /// `kube` source: from the request that writes the companion, next to a bare watch of the same Secret. (A watch hears
 /// of a write before the writer does, so its answer would be no beginning.)
-async fn watched_secret(
-    llmwarden: &Installation,
-    deliveries: &mut Vec<Delivery>,
-    weights: &mut Vec<Weight>,
-) -> Result<()> {
+async fn watched_secret(llmwarden: &Installation, report: &mut Report) -> Result<()> {
     let secrets = Api::<Secret>::namespaced(llmwarden.client(), NAMESPACE);
     let name = names::companion("unmanaged");
     let mut secret = secrets
@@ -133,7 +102,7 @@ async fn watched_secret(
     }
     watching.abort();
     check(&readers)?;
-    weights.push(resident(
+    report.weights.push(Weight::resident(
         "sidecar with a kube source, memory",
         sidecar.process().pid(),
     )?);
@@ -141,14 +110,16 @@ async fn watched_secret(
     let [bare, file, endpoint] = times;
     let bare = delivery(from, "a bare watch", bare, None);
     let baseline = Some(bare.p50_ms);
-    deliveries.push(bare);
-    deliveries.push(delivery(from, "file", file, baseline));
-    deliveries.push(delivery(from, "endpoint", endpoint, baseline));
+    report.deliveries.push(bare);
+    report.deliveries.push(delivery(from, "file", file, baseline));
+    report
+        .deliveries
+        .push(delivery(from, "endpoint", endpoint, baseline));
     Ok(())
 }
 
 /// `volume` source: from before the directory is written and swapped, as the kubelet does it.
-async fn mounted_volume(deliveries: &mut Vec<Delivery>, weights: &mut Vec<Weight>) -> Result<()> {
+async fn mounted_volume(report: &mut Report) -> Result<()> {
     let mut volume = Volume::new()?;
     volume.publish(version(0)?, &key(0))?;
     let sidecar = Sidecar::start(sidecar::Options::new([volume.source(ACCESS)])).await?;
@@ -164,13 +135,15 @@ async fn mounted_volume(deliveries: &mut Vec<Delivery>, weights: &mut Vec<Weight
         }
     }
     check(&readers)?;
-    weights.push(resident(
+    report.weights.push(Weight::resident(
         "sidecar with a volume source, memory",
         sidecar.process().pid(),
     )?);
     let [file, endpoint] = times;
-    deliveries.push(delivery("write of the companion volume", "file", file, None));
-    deliveries.push(delivery(
+    report
+        .deliveries
+        .push(delivery("write of the companion volume", "file", file, None));
+    report.deliveries.push(delivery(
         "write of the companion volume",
         "endpoint",
         endpoint,
@@ -180,7 +153,7 @@ async fn mounted_volume(deliveries: &mut Vec<Delivery>, weights: &mut Vec<Weight
 }
 
 /// The whole way: from the request that writes the master Secret, through the controller.
-async fn through_the_controller(llmwarden: &Installation, deliveries: &mut Vec<Delivery>) -> Result<()> {
+async fn through_the_controller(llmwarden: &Installation, report: &mut Report) -> Result<()> {
     llmwarden.create_master_key(MASTER, &key(0)).await?;
     for file in ["provider", "access"] {
         llmwarden
@@ -202,8 +175,12 @@ async fn through_the_controller(llmwarden: &Installation, deliveries: &mut Vec<D
     }
     check(&readers)?;
     let [file, endpoint] = times;
-    deliveries.push(delivery("write of the master Secret", "file", file, None));
-    deliveries.push(delivery("write of the master Secret", "endpoint", endpoint, None));
+    report
+        .deliveries
+        .push(delivery("write of the master Secret", "file", file, None));
+    report
+        .deliveries
+        .push(delivery("write of the master Secret", "endpoint", endpoint, None));
     Ok(())
 }
 
@@ -261,31 +238,12 @@ fn companion(name: &str, number: usize) -> Result<Secret> {
 
 fn delivery(from: &'static str, to: &'static str, mut times: Vec<Duration>, bare: Option<f64>) -> Delivery {
     times.sort();
-    let percentile =
-        |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64() * 1000.0;
+    let milliseconds = |percent| percentile(&times, percent).as_secs_f64() * 1000.0;
     Delivery {
         from,
         to,
-        p50_ms: percentile(50),
-        p99_ms: percentile(99),
-        p50_of_bare: bare.map(|bare| percentile(50) / bare),
+        p50_ms: milliseconds(50),
+        p99_ms: milliseconds(99),
+        p50_of_bare: bare.map(|bare| milliseconds(50) / bare),
     }
-}
-
-fn size(what: &'static str, program: &Path) -> Result<Weight> {
-    Ok(Weight {
-        what,
-        kib: fs::metadata(program)?.len() / 1024,
-    })
-}
-
-/// The resident memory of a process.
-fn resident(what: &'static str, pid: u32) -> Result<Weight> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().next());
-    Ok(Weight {
-        what,
-        kib: kib.context("no VmRSS")?.parse()?,
-    })
 }

@@ -1,0 +1,44 @@
+//! `make bench`: how fast a key is delivered, how much the endpoint answers, how many accesses the controller carries, and
+//! what the programs weigh. Everything is compared with something bare that does the same in the same run, as a machine's
+//! own figures say little.
+//!
+//! `BENCH=delivery,endpoint,scale` measures these alone.
+
+mod delivery;
+mod endpoint;
+mod figures;
+mod scale;
+
+use anyhow::{Result, ensure};
+use llmwarden_tests::binaries;
+
+use figures::{Report, Weight};
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    ensure!(
+        !cfg!(debug_assertions),
+        "figures of debug builds say nothing: run `make bench`"
+    );
+    let wanted = std::env::var("BENCH").unwrap_or_default();
+    let wanted = |part: &str| wanted.is_empty() || wanted.split(',').any(|name| name == part);
+    let mut report = Report {
+        weights: vec![
+            Weight::size("sidecar, file size", &binaries::sidecar()?)?,
+            Weight::size("controller, file size", &binaries::controller()?)?,
+        ],
+        ..Report::default()
+    };
+    if wanted("delivery") {
+        delivery::measure(&mut report).await?;
+    }
+    if wanted("endpoint") {
+        report.throughput = Some(endpoint::measure().await?);
+    }
+    if wanted("scale") {
+        for accesses in [1_000, 10_000] {
+            report.scales.push(Box::pin(scale::measure(accesses)).await?);
+        }
+    }
+    report.publish(&binaries::target_dir()?.join("bench.json"))
+}

@@ -1,0 +1,416 @@
+//! How many accesses the controller carries: until all are Ready, until new master keys have reached all, and until a
+//! restart has looked at all. Next to it a raw client that writes the same objects in a plain loop, on a control plane
+//! just like it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::PostParams;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
+use llmwarden_proto::access::LLMAccess;
+use llmwarden_proto::names;
+use llmwarden_proto::provider::LLMProvider;
+use llmwarden_tests::installation::{ENABLED_LABEL, SYSTEM};
+use llmwarden_tests::{Installation, Signal, try_eventually};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::figures::Weight;
+
+const PROVIDERS: usize = 50;
+const NAMESPACES: usize = 20;
+/// As many as the controller works on at a time.
+const CONCURRENCY: usize = 32;
+/// Between two changes.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// One number of accesses.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Scale {
+    accesses: usize,
+    provision: Step,
+    rotate: Step,
+    /// Requests that write, for each access: provisioning, and one rotation.
+    writes_per_access: [f64; 2],
+    /// Until a restarted controller has looked at everything, in seconds.
+    restart_s: f64,
+    /// Writes after that, over the restart.
+    restart_writes: u64,
+    controller_kib: u64,
+}
+
+/// The same work, done by the controller and by a raw client.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Step {
+    controller_s: f64,
+    raw_s: f64,
+}
+
+impl Step {
+    /// How much of the raw client's rate the controller has.
+    fn ratio(&self) -> f64 {
+        self.raw_s / self.controller_s
+    }
+}
+
+impl Scale {
+    /// Of the report.
+    pub fn table(&self) -> String {
+        let step = |what: &str, step: &Step, writes: f64| {
+            format!(
+                "{what:<40}{:>12.1}{:>12.1}{:>12.2}{writes:>16.2}",
+                step.controller_s,
+                step.raw_s,
+                step.ratio()
+            )
+        };
+        format!(
+            "{:<40}{:>12}{:>12}{:>12}{:>16}\n{}\n{}\n{:<40}{:>12.1}\n{:<40}{:>12}\n{:<40}{:>12} KiB",
+            format!("{} accesses, {PROVIDERS} providers", self.accesses),
+            "controller s",
+            "raw s",
+            "rate / raw",
+            "writes/access",
+            step("until all are Ready", &self.provision, self.writes_per_access[0]),
+            step(
+                "until new keys have reached all",
+                &self.rotate,
+                self.writes_per_access[1]
+            ),
+            "restart, until everything was looked at",
+            self.restart_s,
+            "restart, writes",
+            self.restart_writes,
+            "controller, memory afterwards",
+            self.controller_kib
+        )
+    }
+}
+
+/// Measures one number of accesses, on two control planes one after the other.
+pub async fn measure(accesses: usize) -> Result<Scale> {
+    eprintln!("{accesses} accesses: raw");
+    let [raw_provision, raw_rotate] = {
+        let field = Field::start(accesses).await?;
+        [field.write_raw(0).await?, field.write_raw(1).await?]
+    };
+    eprintln!("{accesses} accesses: controller");
+    let field = Field::start(accesses).await?;
+    let before = field.writes().await?;
+    let begun = Instant::now();
+    field.llmwarden.start_controller().await?;
+    field.await_delivered(0).await?;
+    let provision = begun.elapsed().as_secs_f64();
+    let provisioned = field.writes().await?;
+
+    let begun = Instant::now();
+    field.set_master_keys(1).await?;
+    field.await_delivered(1).await?;
+    let rotate = begun.elapsed().as_secs_f64();
+    let rotated = field.writes().await?;
+
+    field.llmwarden.stop_controller(Signal::SIGTERM).await?;
+    let settled = field.writes().await?;
+    let begun = Instant::now();
+    field.llmwarden.start_controller().await?;
+    field.await_passes().await?;
+    let restart = begun.elapsed().as_secs_f64();
+    let restart_writes = field.writes().await? - settled;
+    let pid = field.llmwarden.controller_pid().context("it runs")?;
+    #[expect(clippy::cast_precision_loss, reason = "some ten thousands")]
+    let each = |writes: u64| writes as f64 / accesses as f64;
+    Ok(Scale {
+        accesses,
+        provision: Step {
+            controller_s: provision,
+            raw_s: raw_provision,
+        },
+        rotate: Step {
+            controller_s: rotate,
+            raw_s: raw_rotate,
+        },
+        writes_per_access: [each(provisioned - before), each(rotated - provisioned)],
+        restart_s: restart,
+        restart_writes,
+        controller_kib: Weight::resident("controller", pid)?.kib(),
+    })
+}
+
+/// A control plane with providers, master keys and accesses, and no controller yet.
+struct Field {
+    llmwarden: Installation,
+    client: Client,
+    accesses: Vec<LLMAccess>,
+}
+
+impl Field {
+    async fn start(accesses: usize) -> Result<Self> {
+        let llmwarden = Installation::start_logging(&[], "info").await?;
+        llmwarden.stop_controller(Signal::SIGTERM).await?;
+        let client = llmwarden.client();
+        let namespaces = Api::<Namespace>::all(client.clone());
+        for number in 0..NAMESPACES {
+            let name = namespace(number);
+            let namespace = json!({ "metadata": { "name": name, "labels": { ENABLED_LABEL: "true" } } });
+            create(&namespaces, namespace).await?;
+        }
+        let providers = Api::<LLMProvider>::all(client.clone());
+        for number in 0..PROVIDERS {
+            llmwarden
+                .create_master_key(&provider(number), &key(number, 0))
+                .await?;
+            create(&providers, provider_object(number)).await?;
+        }
+        let created = futures::stream::iter(0..accesses).map(|number| {
+            let api = Api::<LLMAccess>::namespaced(client.clone(), &namespace(number));
+            async move { create(&api, access_object(number)).await }
+        });
+        let accesses = created.buffer_unordered(CONCURRENCY).try_collect().await?;
+        Ok(Self {
+            llmwarden,
+            client,
+            accesses,
+        })
+    }
+
+    /// Writes what the controller would, in the same order (both Secrets, the status, the event), under the same eyes.
+    async fn write_raw(&self, round: usize) -> Result<f64> {
+        let begun = Instant::now();
+        let writes = futures::stream::iter(&self.accesses)
+            .map(|access| self.write_one(access, round))
+            .buffer_unordered(CONCURRENCY)
+            .try_collect::<()>();
+        tokio::try_join!(writes, self.await_delivered(round))?;
+        Ok(begun.elapsed().as_secs_f64())
+    }
+
+    async fn write_one(&self, access: &LLMAccess, round: usize) -> Result<()> {
+        let namespace = access.namespace().unwrap_or_default();
+        let secrets = Api::<Secret>::namespaced(self.client.clone(), &namespace);
+        for name in [access.spec.secret_name.clone(), access.companion_name()] {
+            let secret = secret_object(access, &name, round)?;
+            if round == 0 {
+                secrets.create(&PostParams::default(), &secret).await?;
+            } else {
+                secrets.replace(&name, &PostParams::default(), &secret).await?;
+            }
+        }
+        let api = Api::<LLMAccess>::namespaced(self.client.clone(), &namespace);
+        let mut object = access.clone();
+        object.metadata.resource_version = None;
+        object.metadata.managed_fields = None;
+        object.status = Some(serde_json::from_value(status_object(round))?);
+        api.replace_status(&access.name_any(), &PostParams::default(), &object)
+            .await?;
+        let events = Api::<Event>::namespaced(self.client.clone(), &namespace);
+        create(&events, event_object(access, round)).await?;
+        Ok(())
+    }
+
+    async fn set_master_keys(&self, round: usize) -> Result<()> {
+        for number in 0..PROVIDERS {
+            let key = key(number, round);
+            self.llmwarden.replace_master_key(&provider(number), &key).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until every access is Ready and has had `rotations` new keys.
+    async fn await_delivered(&self, rotations: usize) -> Result<()> {
+        let mut waiting: BTreeSet<_> = self.accesses.iter().map(ResourceExt::name_any).collect();
+        let api = Api::<LLMAccess>::all(self.client.clone());
+        let mut changes = pin!(watcher(api, watcher::Config::default()).applied_objects());
+        while !waiting.is_empty() {
+            let next = tokio::time::timeout(PATIENCE, changes.try_next()).await;
+            let access = next.with_context(|| format!("{} accesses wait", waiting.len()))??;
+            let access = access.context("the watch ended")?;
+            if has_key(&access, rotations) {
+                waiting.remove(&access.name_any());
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the controller has made a pass over every access.
+    async fn await_passes(&self) -> Result<()> {
+        try_eventually("a pass over everything", PATIENCE, async || {
+            let text = self.llmwarden.controller_metrics().await?;
+            let passes = sum(&text, "llmwarden_controller_passes_total");
+            anyhow::ensure!(passes >= self.accesses.len() as u64, "{passes} passes");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Requests that write what the controller writes, as the API server counts them.
+    async fn writes(&self) -> Result<u64> {
+        let request = http::Request::get("/metrics").body(Vec::new())?;
+        let text = self.client.request_text(request).await?;
+        let ours = text.lines().filter(|line| {
+            ["secrets", "llmaccesses", "llmproviders", "events"]
+                .iter()
+                .any(|resource| line.contains(&format!("resource=\"{resource}\"")))
+                && ["POST", "PUT", "PATCH", "DELETE"]
+                    .iter()
+                    .any(|verb| line.contains(&format!("verb=\"{verb}\"")))
+        });
+        let ours: Vec<_> = ours.collect();
+        Ok(sum(&ours.join("\n"), "apiserver_request_total"))
+    }
+}
+
+/// The sum of all series of a counter.
+fn sum(text: &str, counter: &str) -> u64 {
+    let values = text
+        .lines()
+        .filter(|line| line.starts_with(counter))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    values.sum()
+}
+
+fn has_key(access: &LLMAccess, rotations: usize) -> bool {
+    access.status.as_ref().is_some_and(|status| {
+        let mut conditions = status.conditions.iter();
+        conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+            && status.history.len() > rotations
+    })
+}
+
+async fn create<K>(api: &Api<K>, object: Value) -> Result<K>
+where
+    K: Clone + std::fmt::Debug + Serialize + serde::de::DeserializeOwned,
+{
+    Ok(api
+        .create(&PostParams::default(), &serde_json::from_value(object)?)
+        .await?)
+}
+
+fn namespace(number: usize) -> String {
+    format!("team-{}", number % NAMESPACES)
+}
+
+fn provider(number: usize) -> String {
+    format!("provider-{}", number % PROVIDERS)
+}
+
+fn key(provider: usize, round: usize) -> String {
+    format!("sk-ant-bench-{provider}-{round}-{}", "0123456789abcdef".repeat(6))
+}
+
+fn provider_object(number: usize) -> Value {
+    let name = provider(number);
+    json!({
+        "apiVersion": "llmwarden.io/v1alpha1",
+        "kind": "LLMProvider",
+        "metadata": { "name": name },
+        "spec": {
+            "provider": "anthropic",
+            "auth": {
+                "type": "apiKey",
+                "apiKey": {
+                    "secretRef": { "name": name, "namespace": SYSTEM, "key": "api-key" },
+                    "rotation": { "enabled": true, "interval": "30d" },
+                },
+            },
+            "allowedModels": ["claude-opus-4-6", "claude-sonnet-4-6"],
+            "namespaceSelector": { "matchLabels": { ENABLED_LABEL: "true" } },
+        },
+    })
+}
+
+fn access_object(number: usize) -> Value {
+    json!({
+        "apiVersion": "llmwarden.io/v1alpha1",
+        "kind": "LLMAccess",
+        "metadata": { "name": format!("agent-{number}") },
+        "spec": {
+            "providerRef": { "name": provider(number) },
+            "models": ["claude-sonnet-4-6"],
+            "secretName": format!("agent-{number}-key"),
+            "injection": { "env": [{ "name": "ANTHROPIC_API_KEY", "secretKey": "apiKey" }] },
+        },
+    })
+}
+
+/// As large as what the controller writes.
+fn secret_object(access: &LLMAccess, name: &str, round: usize) -> Result<Secret> {
+    let mut data = BTreeMap::from([(names::API_KEY, key(0, round))]);
+    if name == access.companion_name() {
+        data.insert(
+            names::PLACEHOLDER,
+            format!("sk-llmwarden-{}", "0123456789abcdef".repeat(2)),
+        );
+        let document = json!({
+            "schema": 1, "version": 1_700_000_000_000_u64 + round as u64, "state": "active",
+            "issuedAt": "2026-01-01T00:00:00.000Z", "keys": ["apiKey"],
+            "upstream": {
+                "provider": "anthropic", "baseUrl": "https://api.anthropic.com",
+                "auth": { "header": "x-api-key" }, "models": ["claude-sonnet-4-6"],
+            },
+        });
+        data.insert(names::LIVE_JSON, document.to_string());
+    }
+    Ok(serde_json::from_value(json!({
+        "metadata": {
+            "name": name,
+            "labels": { names::MANAGED_BY_LABEL: names::MANAGED_BY },
+            "ownerReferences": [{
+                "apiVersion": "llmwarden.io/v1alpha1", "kind": "LLMAccess", "controller": true,
+                "blockOwnerDeletion": true, "name": access.name_any(), "uid": access.uid(),
+            }],
+        },
+        "type": "Opaque",
+        "stringData": data,
+    }))?)
+}
+
+fn status_object(round: usize) -> Value {
+    let time = "2026-01-01T00:00:00Z";
+    let condition = |kind: &str, status: &str, reason: &str, message: &str| {
+        json!({
+            "type": kind, "status": status, "reason": reason, "message": message,
+            "lastTransitionTime": time, "observedGeneration": 1,
+        })
+    };
+    let holds = "Secret agent-0000-key and its companion hold version 1700000000000";
+    let entry = |version: usize| json!({ "version": version, "time": time, "trigger": "MasterChanged", "keyId": "0123456789ab" });
+    json!({
+        "conditions": [
+            condition("Ready", "True", "Provisioned", holds),
+            condition("CredentialProvisioned", "True", "Provisioned", holds),
+            condition("RotationOverdue", "False", "RotationScheduled", "a new master key is due at 2026-02-01T00:00:00Z"),
+        ],
+        "secretRef": { "name": "agent-0000-key" },
+        "credentialVersion": 1_700_000_000_000_u64,
+        "lastRotation": time,
+        "nextRotation": time,
+        "provisionedModels": ["claude-sonnet-4-6"],
+        "observedGeneration": 1,
+        "history": (0..=round).map(entry).collect::<Vec<_>>(),
+    })
+}
+
+fn event_object(access: &LLMAccess, round: usize) -> Value {
+    json!({
+        "metadata": { "name": format!("{}.{round}", access.name_any()) },
+        "action": "Reconcile-01020304",
+        "eventTime": "2026-01-01T00:00:00.000000Z",
+        "note": "the master key changed: Secret agent-0000-key and its companion hold the new key",
+        "reason": "Rotated",
+        "type": "Normal",
+        "regarding": {
+            "apiVersion": "llmwarden.io/v1alpha1", "kind": "LLMAccess", "name": access.name_any(),
+            "namespace": access.namespace(), "uid": access.uid(), "resourceVersion": access.resource_version(),
+        },
+        "reportingController": "llmwarden-controller",
+        "reportingInstance": "llmwarden-controller",
+    })
+}

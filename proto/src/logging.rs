@@ -1,9 +1,11 @@
 //! Logs of both programs: on standard error, as text or JSON.
 
 use clap::ValueEnum;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// Environment variable with the level, in the syntax of `RUST_LOG`; `info` when it is not set.
+/// Environment variable with the levels: `info` when it is not set, or by target as in `info,kube=debug`.
 pub const LEVEL_VARIABLE: &str = "LLMWARDEN_LOG";
 
 /// Format of the logs.
@@ -15,14 +17,22 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging.
+/// Starts logging. Levels that can't be read are told, and count as `info`.
 pub fn init(format: LogFormat) {
-    let filter = EnvFilter::try_from_env(LEVEL_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let wanted = std::env::var(LEVEL_VARIABLE).unwrap_or_else(|_| "info".to_owned());
+    let levels = wanted.parse::<Targets>();
+    // Not `EnvFilter`: what it can do beyond this costs every sidecar more than half a megabyte.
+    let filter = levels
+        .as_ref()
+        .cloned()
+        .unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry();
     match format {
-        LogFormat::Text => builder.with_ansi(false).init(),
-        LogFormat::Json => builder.json().init(),
+        LogFormat::Text => registry.with(lines.with_ansi(false).with_filter(filter)).init(),
+        LogFormat::Json => registry.with(lines.json().with_filter(filter)).init(),
+    }
+    if let Err(error) = levels {
+        tracing::warn!(%error, "{LEVEL_VARIABLE} can't be read: write a level, or levels by target as in info,kube=debug");
     }
 }

@@ -1,4 +1,6 @@
 //! Where the programs under test are: the product's, each built once per process, and the control plane's.
+//!
+//! With `LLMWARDEN_PROGRAMS` set, the product's are those in that directory, and nothing of it is built.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -46,6 +48,9 @@ pub fn target_dir() -> Result<PathBuf> {
 }
 
 fn product(name: &str) -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("LLMWARDEN_PROGRAMS") {
+        return Ok(Path::new(&dir).join(name));
+    }
     let dir = profile_dir()?;
     let profile = match dir.file_name().and_then(|name| name.to_str()) {
         Some("debug") => "dev",

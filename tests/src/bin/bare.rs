@@ -1,12 +1,11 @@
 //! A bare hyper responder, for `make bench` to compare the endpoint with: it answers every request with the text that it is
-//! given, and prints where it listens.
-
-use std::convert::Infallible;
+//! given, under the same headers, and prints where it listens.
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Response;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -21,8 +20,13 @@ async fn main() -> Result<()> {
         let (stream, _) = listener.accept().await?;
         let text = text.clone();
         let service = service_fn(move |_| {
-            let answer = Response::new(Full::new(text.clone()));
-            std::future::ready(Ok::<_, Infallible>(answer))
+            let answer = Response::builder()
+                .header(CONTENT_TYPE, "text/plain; charset=utf-8")
+                .header(CACHE_CONTROL, "no-store")
+                .header(X_CONTENT_TYPE_OPTIONS, "nosniff")
+                .header(ETAG, "\"1\"")
+                .body(Full::new(text.clone()));
+            std::future::ready(answer)
         });
         // How a connection ends is its client's matter.
         tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));

@@ -31,6 +31,10 @@ async fn the_first_key_is_there_in_five_minutes() {
     let programs = programs.parent().unwrap();
     let script = script(&readme)
         .replace("make build\n", "")
+        .replace(
+            "llmwarden-controller >",
+            "llmwarden-controller --status 127.0.0.1:0 >",
+        )
         .replace("localhost:9470", &format!("localhost:{endpoint}"))
         .replace("localhost:9471", &format!("localhost:{status}"))
         .replace("target/debug/", &format!("{WITH_PARENT} {}/", programs.display()))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use llmwarden_proto::names;
 use llmwarden_tests::sidecar::{self, Sidecar};
-use llmwarden_tests::{Process, Volume, binaries};
+use llmwarden_tests::{Process, Volume};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::Serialize;
@@ -84,7 +84,7 @@ pub async fn measure() -> Result<Throughput> {
     let idle_kib = Weight::resident("idle", sidecar.process().pid())?.kib();
 
     let log = tempfile::NamedTempFile::new()?;
-    let program = binaries::sidecar()?.with_file_name("bare");
+    let program = std::env::current_exe()?.with_file_name("bare");
     let bare = Process::spawn("bare", Command::new(program).arg(&key), log.path())?;
     let address: SocketAddr = bare.await_log(SOON, |line| line.contains(':')).await?.parse()?;
 

@@ -14,12 +14,11 @@ use tracing::info;
 
 use crate::metrics::Exposition;
 
-/// Serves `/healthz`, `/readyz` and `/metrics` until `stop`. Ready is who has `listed` everything.
+/// Serves `/healthz`, `/readyz` and `/metrics`, to the end of the process. Ready is who has `listed` everything.
 pub async fn serve(
     address: SocketAddr,
     exposition: Exposition,
     listed: CancellationToken,
-    stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address)
         .await
@@ -47,10 +46,8 @@ pub async fn serve(
         .route("/healthz", get(|| std::future::ready("ok\n")))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics));
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await?;
-    Ok(())
+    axum::serve(listener, router).await?;
+    anyhow::bail!("health and metrics are not served any more")
 }
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -27,12 +27,6 @@ impl Truth {
     }
 }
 
-impl From<bool> for Truth {
-    fn from(holds: bool) -> Self {
-        if holds { Self::True } else { Self::False }
-    }
-}
-
 /// Sets conditions of one object, as seen at one time.
 pub struct Setter<'a> {
     /// The object's conditions.

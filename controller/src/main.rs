@@ -5,19 +5,21 @@ use std::process::ExitCode;
 use clap::Parser;
 use llmwarden_controller::config::{Cli, Command};
 use llmwarden_controller::{crd, run};
-use llmwarden_proto::logging;
+use llmwarden_proto::{hardening, logging};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Some(Command::Crd(options)) => crd::run(&options),
-        Some(Command::Run(options)) => {
+        command => {
+            let options = match command {
+                Some(Command::Run(options)) => options,
+                _ => cli.run,
+            };
             logging::init(options.log_format);
-            run::run(options)
-        }
-        None => {
-            logging::init(cli.run.log_format);
-            run::run(cli.run)
+            hardening::apply()
+                .map_err(anyhow::Error::from)
+                .and_then(|()| run::run(options))
         }
     };
     match outcome {

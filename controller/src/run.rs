@@ -53,12 +53,7 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
     let listed = CancellationToken::new();
     let exposition = Exposition::new(&metrics, index.clone());
     let mut parts = JoinSet::new();
-    parts.spawn(admin::serve(
-        options.status,
-        exposition,
-        listed.clone(),
-        stop.clone(),
-    ));
+    parts.spawn(admin::serve(options.status, exposition, listed.clone()));
     let mut pending = watch::start(&client, &index, &trusted, &mut parts);
     tokio::select! {
         all = pending.wait_for(|count| *count == 0) => { all.context("a watch ended")?; }

@@ -131,7 +131,7 @@ pub struct Volume {
         validation = Rule::new("!self.matches('^/+$')").message("injection.volume.mountPath must not be /: name a directory such as /etc/llm"),
         validation = Rule::new("!self.split('/').exists(part, part == '.' || part == '..') && !self.contains(':')")
             .message("injection.volume.mountPath must not contain '.' or '..' as a part, or ':': name a plain directory such as /etc/llm"),
-        validation = Rule::new("!self.matches('^/+(var/+)?run/+(llmwarden|secrets)(/.*)?$')")
+        validation = Rule::new("!self.matches('^/+(var/+)?run/+(llmwarden|secrets)(/|$)')")
             .message("injection.volume.mountPath must not be under /var/run/llmwarden or /var/run/secrets: choose another directory such as /etc/llm")
     )]
     pub mount_path: String,

@@ -4,10 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What an interval looks like, as the CRDs state it: from one minute to 99,999 of a unit.
-pub const PATTERN: &str = "^[1-9][0-9]{0,4}[dhm]$";
-
-/// A rotation interval such as `30d`, `12h` or `45m`; never zero.
+/// A rotation interval such as `30d`, `12h` or `45m`: from one minute to 99,999 of a unit, as the CRDs state it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Interval(Duration);
 

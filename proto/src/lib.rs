@@ -4,8 +4,12 @@
 #[cfg(feature = "crd")]
 pub mod access;
 pub mod delivery;
+#[cfg(feature = "process")]
+pub mod errors;
+#[cfg(feature = "process")]
+pub mod hardening;
 pub mod interval;
-#[cfg(feature = "logging")]
+#[cfg(feature = "process")]
 pub mod logging;
 pub mod names;
 pub mod profile;

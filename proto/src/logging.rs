@@ -26,6 +26,8 @@ pub fn init(format: LogFormat) {
         .as_ref()
         .cloned()
         .unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
+    // It logs whole answers that it can't read, and those may be Secrets.
+    let filter = filter.with_target("kube_client::client", tracing::Level::ERROR);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry();
     match format {

@@ -1,8 +1,5 @@
 //! Names that several parts of llmwarden, and its users, have to agree on.
 
-/// API group of the custom resources.
-pub const GROUP: &str = "llmwarden.io";
-
 /// Label that marks every Secret the controller writes.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY_LABEL`] on what the controller writes.

@@ -64,6 +64,8 @@ reasons! {
     ProviderMissing,
     /// The provider's `namespaceSelector` does not select the namespace.
     NamespaceNotAllowed,
+    /// The provider's `namespaceSelector` cannot be read.
+    NamespaceSelectorInvalid,
     /// A model in `spec.models` is not in the provider's `allowedModels`.
     ModelNotAllowed,
     /// A Secret of the needed name belongs to somebody else.

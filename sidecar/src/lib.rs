@@ -7,7 +7,6 @@
 pub mod config;
 pub mod endpoint;
 pub mod files;
-pub mod hardening;
 pub mod metrics;
 pub mod run;
 pub mod server;

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use llmwarden_proto::logging;
+use llmwarden_proto::{hardening, logging};
 use llmwarden_sidecar::config::Cli;
-use llmwarden_sidecar::{hardening, run};
+use llmwarden_sidecar::run;
 
 fn main() -> ExitCode {
     let cli = Cli::from_args();

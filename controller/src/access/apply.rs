@@ -8,6 +8,7 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Resource, ResourceExt};
 use llmwarden_proto::access::LLMAccess;
+use llmwarden_proto::errors::describe;
 use llmwarden_proto::names;
 use tracing::info;
 
@@ -26,17 +27,15 @@ pub enum ApplyError {
     #[error("{0} changed meanwhile")]
     OutOfDate(String),
     /// The API server does not take the write, and would not take it again.
-    #[error("the API server refused to write Secret {name}: {code} {reason}")]
+    #[error("the API server refused to write Secret {name}: {why}")]
     Refused {
         /// Name of the Secret.
         name: String,
-        /// HTTP status.
-        code: u16,
-        /// The API server's word for it. Its message is left out: it may quote what was written.
-        reason: String,
+        /// Why, without any of what was written.
+        why: String,
     },
     /// Anything else.
-    #[error(transparent)]
+    #[error("{}", describe(.0))]
     Api(#[from] kube::Error),
 }
 
@@ -100,11 +99,11 @@ async fn create(
 }
 
 async fn delete(api: &Api<Secret>, present: &ObservedSecret, metrics: &Metrics) -> Result<(), ApplyError> {
-    // Not the resource version: an edit by somebody does not make it less ours to delete.
+    // The resource version too: whoever wants to keep the Secret may have made it their own meanwhile.
     let params = DeleteParams {
         preconditions: Some(Preconditions {
             uid: Some(present.uid.clone()),
-            resource_version: None,
+            resource_version: Some(present.resource_version.clone()),
         }),
         ..DeleteParams::default()
     };
@@ -123,10 +122,15 @@ fn classify(error: kube::Error, name: &str) -> ApplyError {
         kube::Error::Api(status) if status.is_conflict() || status.is_not_found() => {
             ApplyError::OutOfDate(name.to_owned())
         }
-        kube::Error::Api(status) if matches!(status.code, 400 | 403 | 413 | 422) => ApplyError::Refused {
+        // Whose right, quota or policy it is stands in the message.
+        kube::Error::Api(status) if status.code == 403 => ApplyError::Refused {
             name: name.to_owned(),
-            code: status.code,
-            reason: status.reason.clone(),
+            why: status.message.clone(),
+        },
+        // These messages are about the content, and may quote it.
+        kube::Error::Api(status) if matches!(status.code, 400 | 413 | 422) => ApplyError::Refused {
+            name: name.to_owned(),
+            why: format!("{} {}", status.code, status.reason),
         },
         error => ApplyError::Api(error),
     }

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::core::{Expression, Selector, SelectorExt};
+use kube::core::{Selector, SelectorExt};
 use llmwarden_proto::provider::{AuthType, LLMProvider, ProxyPolicy, SecretRef};
 use llmwarden_proto::reason::Reason;
 use llmwarden_proto::{names, profile::ProviderKind};
@@ -92,12 +91,16 @@ fn allowed(
     labels: &BTreeMap<String, String>,
 ) -> Result<Vec<String>, Refusal> {
     let name = &seen.access.spec.provider_ref.name;
-    if let Some(selector) = provider
-        .spec
-        .namespace_selector
-        .as_ref()
-        .filter(|selector| !matches(selector, labels))
-    {
+    let selector = provider.spec.namespace_selector.clone().unwrap_or_default();
+    let Ok(parsed) = Selector::try_from(selector.clone()) else {
+        // Not a denial: a slip of the pen must not take everybody's key.
+        let message = format!(
+            "spec.namespaceSelector of LLMProvider {name} can't be read: ask the platform team to correct it (operators \
+             are In and NotIn, with values, Exists and DoesNotExist, without)"
+        );
+        return Err(Refusal::held(Reason::NamespaceSelectorInvalid, message));
+    };
+    if !parsed.matches(labels) {
         let hint = selector
             .match_labels
             .as_ref()
@@ -146,13 +149,6 @@ fn offers(offered: &[String], wanted: &str) -> bool {
             Some(prefix) => wanted.starts_with(prefix),
             None => entry == wanted,
         })
-}
-
-fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
-    // A selector that the API server takes but that cannot be read selects nothing.
-    let parsed: Result<Selector, _> = selector.clone().try_into();
-    let parsed = parsed.unwrap_or_else(|_| Expression::In("invalid".to_owned(), [].into()).into());
-    parsed.matches(labels)
 }
 
 fn proxied(seen: &Observation, provider: &LLMProvider) -> Result<bool, Refusal> {
@@ -297,9 +293,8 @@ pub fn master_key(
         return held(
             Reason::MasterSecretNotTrusted,
             format!(
-                "{at} points into namespace {namespace}, which the controller does not trust: move the Secret to one of \
-                 {}, or start the controller with --trusted-namespace {namespace}",
-                trusted.join(", ")
+                "{at} points into namespace {namespace}, which the controller does not trust: move the Secret to the \
+                 controller's own namespace, or start the controller with --trusted-namespace {namespace}"
             ),
         );
     }
@@ -327,25 +322,14 @@ pub fn master_key(
         Some(MasterValue::Invalid) => held(
             Reason::MasterKeyInvalid,
             format!(
-                "{at}: `{key}` of Secret {namespace}/{secret} is not one line of printable ASCII: put the key there, \
-                 and nothing else"
+                "{at}: `{key}` of Secret {namespace}/{secret} is not one line of printable ASCII, or longer than 64 KiB: \
+                 put the key there, and nothing else"
             ),
         ),
+        // What else the Secret holds is none of the tenants' business, who read this too.
         None => held(
             Reason::MasterKeyMissing,
-            format!(
-                "{at}: Secret {namespace}/{secret} has no `{key}`{}: add it, or correct secretRef.key",
-                match master
-                    .values
-                    .keys()
-                    .map(String::as_str)
-                    .collect::<Vec<_>>()
-                    .join(", ")
-                {
-                    present if present.is_empty() => String::new(),
-                    present => format!(" (it has {present})"),
-                }
-            ),
+            format!("{at}: Secret {namespace}/{secret} has no `{key}`: add it, or correct secretRef.key"),
         ),
     }
 }

@@ -93,19 +93,19 @@ impl Observation {
         self.own_secret(&self.access.companion_name())
     }
 
-    /// Foreign Secrets that their owners hand over to the access, and of which only the metadata were seen.
-    pub fn handed_over_unread(&self) -> Vec<String> {
+    /// Secrets that are the access's, or that their owners hand over to it, and of which only the metadata were seen.
+    pub fn unread(&self) -> Vec<String> {
         let handed_over = |secret: &ObservedSecret| {
-            secret.content.is_none()
-                && secret
-                    .annotations
-                    .get(names::ADOPT_ANNOTATION)
-                    .map(String::as_str)
-                    == Some(self.name())
+            secret
+                .annotations
+                .get(names::ADOPT_ANNOTATION)
+                .map(String::as_str)
+                == Some(self.name())
         };
         self.secrets
             .values()
-            .filter(|secret| handed_over(secret))
+            .filter(|secret| secret.content.is_none())
+            .filter(|secret| secret.is_owned_by(self.uid()) || handed_over(secret))
             .map(|secret| secret.name.clone())
             .collect()
     }

@@ -39,7 +39,7 @@ pub enum Write {
     Replace(DesiredSecret, Arc<ObservedSecret>),
     /// Deletes and creates: an immutable Secret takes no other content.
     Recreate(DesiredSecret, Arc<ObservedSecret>),
-    /// Fails when it is not this very Secret.
+    /// Fails when it is not this very Secret in this very version.
     Delete(Arc<ObservedSecret>),
 }
 

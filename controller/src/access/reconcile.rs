@@ -16,7 +16,6 @@ use tracing::{debug, info, warn};
 use super::apply::{self, ApplyError};
 use super::observe::{Observation, rotation_requested};
 use super::plan::{EventNote, Plan, Settings, plan, refused};
-use crate::index::master::Master;
 use crate::index::watch::SharedIndex;
 use crate::metrics::Metrics;
 
@@ -24,6 +23,8 @@ use crate::metrics::Metrics;
 const PLANS_A_PASS: usize = 3;
 /// After how long a pass is tried again that found its observation out of date, if no watch event comes first.
 const OUT_OF_DATE_RETRY: Duration = Duration::from_millis(500);
+/// How often it is looked whether the watch has brought the master Secret as it is.
+const MASTER_RETRY: Duration = Duration::from_millis(50);
 /// After how long a pass is tried again that the API server failed.
 const FAILED_RETRY: Duration = Duration::from_secs(5);
 /// How often a refused write is tried again: a quota or an admission policy may have changed.
@@ -48,11 +49,11 @@ pub struct Context {
 
 /// One pass over one access.
 pub async fn reconcile(access: Arc<LLMAccess>, context: Arc<Context>) -> Result<Action, ApplyError> {
-    if rotation_requested(&access) {
-        refresh_master(&access, &context).await?;
+    if rotation_requested(&access) && !master_is_current(&access, &context).await? {
+        return Ok(Action::requeue(MASTER_RETRY));
     }
     let mut seen = Observation::new(&context.index.read(), access, Timestamp::now());
-    read_handed_over(&mut seen, &context.client).await?;
+    read_unread(&mut seen, &context.client).await?;
     for _ in 0..PLANS_A_PASS {
         let Some(plan) = plan(&seen, &context.settings) else {
             return Ok(Action::await_change());
@@ -128,10 +129,10 @@ fn audit(seen: &Observation, plan: &Plan) {
     );
 }
 
-/// Whether a Secret can be taken over depends on its type and on whether it is immutable, which metadata do not tell.
-async fn read_handed_over(seen: &mut Observation, client: &Client) -> Result<(), ApplyError> {
+/// What can be done with a Secret depends on its type and on whether it is immutable, which metadata do not tell.
+async fn read_unread(seen: &mut Observation, client: &Client) -> Result<(), ApplyError> {
     let api: Api<Secret> = Api::namespaced(client.clone(), seen.namespace_name());
-    for name in seen.handed_over_unread() {
+    for name in seen.unread() {
         match api.get_opt(&name).await? {
             Some(secret) => seen.secrets.insert(name, Arc::new(secret.into())),
             None => seen.secrets.remove(&name),
@@ -140,25 +141,26 @@ async fn read_handed_over(seen: &mut Observation, client: &Client) -> Result<(),
     Ok(())
 }
 
-/// Who changes the master and then asks for a rotation means the new key, whichever watch is faster.
-async fn refresh_master(access: &LLMAccess, context: &Context) -> Result<(), ApplyError> {
+/// Whether the index has the master Secret as it is. Who changes it and then asks for a rotation means the new key,
+/// whichever watch is faster.
+async fn master_is_current(access: &LLMAccess, context: &Context) -> Result<bool, ApplyError> {
     let provider = context.index.read().provider(&access.spec.provider_ref.name);
     let Some(secret_ref) =
         provider.and_then(|p| p.spec.auth.api_key.as_ref().map(|auth| auth.secret_ref.clone()))
     else {
-        return Ok(());
+        return Ok(true);
     };
     if !context.settings.trusted.contains(&secret_ref.namespace) {
-        return Ok(());
+        return Ok(true);
     }
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &secret_ref.namespace);
-    if let Some(secret) = api.get_opt(&secret_ref.name).await? {
-        let key = (secret_ref.namespace, secret_ref.name);
-        context
-            .index
-            .update(|index| index.apply(&key, Arc::new(Master::from(secret))));
-    }
-    Ok(())
+    let present = api.get_metadata_opt(&secret_ref.name).await?;
+    let indexed = context
+        .index
+        .read()
+        .master(&secret_ref.namespace, &secret_ref.name);
+    Ok(present.and_then(|secret| secret.metadata.resource_version)
+        == indexed.map(|master| master.resource_version.clone()))
 }
 
 /// What follows a pass that failed.

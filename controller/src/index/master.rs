@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Secret;
+use llmwarden_proto::delivery::MAX_KEY_BYTES;
 use llmwarden_proto::names;
 use secrecy::SecretString;
 
 /// A Secret in a namespace that master keys may live in.
 #[derive(Debug)]
 pub struct Master {
+    /// Its resource version.
+    pub resource_version: String,
     /// Why it can never be a master Secret.
     pub forbidden: Option<&'static str>,
     /// Its values; empty when it is forbidden.
@@ -22,7 +25,7 @@ pub enum MasterValue {
     Key(SecretString),
     /// Nothing, or blanks alone.
     Empty,
-    /// Not one line of printable ASCII, which is what fits in a request header.
+    /// Not one line of printable ASCII, which is what fits in a request header, or longer than what is delivered.
     Invalid,
 }
 
@@ -35,10 +38,14 @@ impl From<Secret> for Master {
                 .data
                 .unwrap_or_default()
                 .into_iter()
-                .map(|(k, v)| (k, MasterValue::from(v.0.as_slice())))
+                .map(|(name, value)| (name, MasterValue::from(value.0.as_slice())))
                 .collect(),
         };
-        Self { forbidden, values }
+        Self {
+            resource_version: secret.metadata.resource_version.unwrap_or_default(),
+            forbidden,
+            values,
+        }
     }
 }
 
@@ -47,7 +54,7 @@ impl From<&[u8]> for MasterValue {
     fn from(bytes: &[u8]) -> Self {
         match std::str::from_utf8(bytes).map(str::trim) {
             Ok("") => Self::Empty,
-            Ok(text) if text.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Ok(text) if text.len() <= MAX_KEY_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic()) => {
                 Self::Key(SecretString::from(text))
             }
             _ => Self::Invalid,
@@ -95,6 +102,7 @@ mod tests {
             (b"sk-1\nsk-2", None),
             (b"sk-\xff", None),
             ("sk-é".as_bytes(), None),
+            ("k".repeat(MAX_KEY_BYTES + 1).as_bytes(), None),
         ] {
             let key = match MasterValue::from(bytes) {
                 MasterValue::Key(key) => Some(key.expose_secret().to_owned()),

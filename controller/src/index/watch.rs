@@ -12,6 +12,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher::{Config, Event, watcher};
 use kube::{Client, Resource};
 use llmwarden_proto::access::LLMAccess;
+use llmwarden_proto::errors::describe_watch;
 use llmwarden_proto::names;
 use llmwarden_proto::provider::LLMProvider;
 use serde::de::DeserializeOwned;
@@ -250,7 +251,9 @@ where
             }
             Ok(Event::Apply(object)) => feed(Change::Apply(key(&object), object)),
             Ok(Event::Delete(object)) => feed(Change::Delete(key(&object))),
-            Err(error) => warn!(kind = %K::kind(&()), error = %error, "a watch failed and is tried again"),
+            Err(error) => {
+                warn!(kind = %K::kind(&()), error = describe_watch(&error), "a watch failed and is tried again");
+            }
         }
     }
     anyhow::bail!("the watch of {} ended", K::kind(&()))

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use kube::api::{Api, PostParams};
 use kube::runtime::controller::Action;
 use kube::{Client, ResourceExt};
+use llmwarden_proto::errors::describe;
 use llmwarden_proto::provider::{LLMProvider, LLMProviderStatus};
 use llmwarden_proto::reason::{ConditionType, Reason};
 use tracing::{debug, warn};
@@ -104,7 +105,9 @@ pub fn on_error(provider: Arc<LLMProvider>, error: &kube::Error, _: Arc<Context>
         kube::Error::Api(status) if status.is_conflict() || status.is_not_found() => {
             debug!(provider = %provider.name_any(), "out of date, another pass follows");
         }
-        error => warn!(provider = %provider.name_any(), %error, "a pass failed and is tried again"),
+        error => {
+            warn!(provider = %provider.name_any(), error = describe(error), "a pass failed and is tried again");
+        }
     }
     Action::requeue(RETRY)
 }

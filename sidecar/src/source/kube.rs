@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use llmwarden_proto::delivery::Companion;
+use llmwarden_proto::errors::describe_watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{Seen, Store};
@@ -30,7 +31,7 @@ pub async fn run(
             Ok(Some(Some(secret))) => read(secret),
             Ok(Some(None)) => Seen::Nothing,
             Ok(None) => Seen::Problem("the watch ended".to_owned()),
-            Err(error) => Seen::Problem(describe(&error)),
+            Err(error) => Seen::Problem(describe_watch(&error)),
         };
         store.observe(access, seen);
     }
@@ -44,20 +45,6 @@ fn read(secret: Secret) -> Seen {
     match Companion::parse(|name| data.get(name).map(|ByteString(bytes)| bytes.as_slice())) {
         Ok(companion) => Seen::Companion(companion.into()),
         Err(error) => Seen::Problem(error.to_string()),
-    }
-}
-
-/// What went wrong, in the API server's words where it has any. Never an error of a parser, which may quote a Secret.
-fn describe(error: &watcher::Error) -> String {
-    use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
-    match error {
-        WatchError(status) => format!("the API server ended the watch: {}", status.message),
-        NoResourceVersion => "the API server sent no resource version".to_owned(),
-        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => match error {
-            kube::Error::Api(status) => format!("the API server refused: {}", status.message),
-            kube::Error::SerdeError(_) => "the API server's answer can't be read".to_owned(),
-            error => format!("the API server can't be reached: {error}"),
-        },
     }
 }
 

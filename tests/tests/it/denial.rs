@@ -5,12 +5,13 @@ use k8s_openapi::api::core::v1::Secret;
 use llmwarden_proto::access::Trigger;
 use llmwarden_proto::delivery::State;
 use llmwarden_proto::names::{API_KEY, PLACEHOLDER};
+use llmwarden_proto::provider::whole_seconds;
 use llmwarden_proto::reason::{ConditionType, Reason};
 use llmwarden_tests::installation::ENABLED_LABEL;
 use llmwarden_tests::{Installation, Signal, eventually};
 use serde_json::json;
 
-use crate::rotation::{await_version, document};
+use crate::rotation::{await_version, document, patch_status};
 use crate::support::{SOON, Tenant, patch, value};
 
 const KEY: &str = "sk-test-denial";
@@ -199,18 +200,21 @@ async fn without_a_grace_a_placeholder_stays() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_announced_time_counts_also_after_a_crash() {
-    let installation = Installation::start(&["--denial-grace=3s"]).await.unwrap();
+    let installation = Installation::start(&["--denial-grace=1h"]).await.unwrap();
     let tenant = Tenant::new(&installation, KEY).await;
     tenant.create_access("agent", json!({})).await;
     let ready = tenant.await_ready("agent").await.status.unwrap();
 
     label(&tenant, false).await;
-    let at = eventually("the announcement", SOON, async || {
+    eventually("the announcement", SOON, async || {
         let status = tenant.access("agent").await.status.unwrap_or_default();
         status.withdraw_at
     })
     .await;
     installation.stop_controller(Signal::SIGKILL).await.unwrap();
+    // Who starts again after the hour finds what the one before has announced.
+    let at = whole_seconds(jiff::Timestamp::now());
+    patch_status(&tenant, "agent", json!({ "withdrawAt": at })).await;
     installation.start_controller().await.unwrap();
     let status = await_version(&tenant, "agent", ready.credential_version, Trigger::Withdrawn).await;
     assert_eq!(status.withdraw_at, Some(at.clone()));

@@ -121,7 +121,6 @@ async fn a_master_secret_without_the_named_key_gives_no_key() {
         "auth.apiKey.secretRef",
         &tenant.master,
         "`api-key`",
-        "it has other",
         "correct secretRef.key",
     ];
     assert_refused(&tenant, json!({}), Reason::MasterKeyMissing, &words).await;

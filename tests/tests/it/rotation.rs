@@ -50,7 +50,7 @@ async fn assert_delivered(tenant: &Tenant, access: &LLMAccess, key: &str) {
 }
 
 /// Changes the recorded status, as time would.
-async fn patch_status(tenant: &Tenant, access: &str, status: Value) {
+pub async fn patch_status(tenant: &Tenant, access: &str, status: Value) {
     let change = json!({ "status": status });
     tenant
         .accesses()

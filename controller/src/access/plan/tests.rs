@@ -157,6 +157,15 @@ fn refusals() -> Vec<Case> {
             .refused(Reason::MasterSecretMissing, &[Reason::MasterSecretMissing]),
         case("the master key is emptied", |world| world.set_key(""))
             .refused(Reason::MasterKeyEmpty, &[Reason::MasterKeyEmpty]),
+        case("the selector can't be read", |world| {
+            let expression = json!({ "key": "llm", "operator": "in", "values": ["yes"] });
+            let selector = json!({ "matchExpressions": [expression] });
+            world.provider().spec.namespace_selector = Some(parse(selector));
+        })
+        .refused(
+            Reason::NamespaceSelectorInvalid,
+            &[Reason::NamespaceSelectorInvalid],
+        ),
         case("the namespace's label goes", |world| world.labels.clear())
             .refused(Reason::NamespaceNotAllowed, &[Reason::NamespaceNotAllowed]),
         case(

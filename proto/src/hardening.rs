@@ -1,4 +1,4 @@
-//! Nobody else on the node gets to read this process's memory.
+//! Nobody else on the node gets to read the memory of a process that holds keys.
 
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};

@@ -27,6 +27,8 @@ use crate::{access, admin, provider};
 
 /// How many accesses are worked on at a time.
 const CONCURRENCY: u16 = 32;
+/// How long passes may take to finish. Pods get 30 s by default.
+const DRAIN: Duration = Duration::from_secs(20);
 /// A provider's count of accesses is written at most this often.
 const PROVIDER_DEBOUNCE: Duration = Duration::from_millis(500);
 
@@ -95,14 +97,23 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
         info!(identity = options.identity, "holds the Lease, reconciling");
         metrics.leads(true);
         let tenure = stop.child_token();
-        let mut writing = std::pin::pin!(writer.write(&tenure));
+        let lost = async {
+            // An ended campaign is seen at the next turn.
+            let _ = candidacy.leads.wait_for(|leads| !*leads).await;
+            warn!("lost the Lease");
+            tenure.cancel();
+            std::future::pending::<()>().await;
+        };
+        // A controller of kube's that is stopped before its first list is there waits for that for ever.
+        let overdue = async {
+            tenure.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+            warn!("passes were under way at the end");
+        };
         tokio::select! {
-            () = writing.as_mut() => {}
-            _ = candidacy.leads.wait_for(|leads| !*leads) => {
-                warn!("lost the Lease");
-                tenure.cancel();
-                writing.await;
-            }
+            () = writer.write(&tenure) => {}
+            () = overdue => {}
+            () = lost => {}
             ended = parts.join_next() => return part_ended(ended),
         }
         metrics.leads(false);

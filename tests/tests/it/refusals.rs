@@ -181,7 +181,7 @@ async fn a_master_secret_in_a_namespace_that_is_not_trusted_gives_no_key() {
         &tenant.provider,
         &elsewhere,
         "does not trust",
-        SYSTEM,
+        "the controller's own namespace",
         &flag,
     ];
     assert_refused(&tenant, json!({}), Reason::MasterSecretNotTrusted, &words).await;

@@ -2,13 +2,16 @@
 //!
 //! Its data are [`names::API_KEY`] (the live key), [`names::PLACEHOLDER`] (a constant that stands for the key in proxy
 //! mode) and [`names::LIVE_JSON`], a [`Delivery`]. Pods outlive controllers, so the document is only ever added to: a
-//! sidecar ignores fields it does not know, and always takes the key.
+//! sidecar ignores fields it does not know, and always takes the key. Only `version`, `state` and the key itself decide;
+//! whatever else it can't read it does without, and says so.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use secrecy::SecretString;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::names;
 use crate::profile::AuthHeader;
@@ -46,13 +49,16 @@ pub struct Delivery {
 }
 
 /// Whether a companion holds a usable key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum State {
     /// The key is to be used.
     Active,
     /// The access is no longer allowed: the key is to be dropped.
     Withdrawn,
+    /// What a later version came up with. Whether there is a key decides.
+    #[serde(untagged)]
+    Other(String),
 }
 
 /// How requests reach the provider, as data, so that a new provider needs no new sidecar.
@@ -80,9 +86,13 @@ pub struct Upstream {
 /// What a sidecar makes of a companion's data.
 #[derive(Debug, Clone)]
 pub struct Companion {
-    /// The document.
+    /// The document, as far as this version can read it.
     pub delivery: Delivery,
-    /// The live key; always there when the state is [`State::Active`].
+    /// The document as it came, with all that this version does not know.
+    pub document: Vec<u8>,
+    /// Fields of the document that this version knows and can't read in the form they have.
+    pub unreadable: Vec<&'static str>,
+    /// The live key; absent when it was withdrawn.
     pub api_key: Option<SecretString>,
 }
 
@@ -98,6 +108,12 @@ pub enum ParseError {
     /// The state is active, but there is no key.
     #[error("the companion is active but has no `{}`", names::API_KEY)]
     NoKey,
+    /// There is no key, and the state does not say why in words that this version knows.
+    #[error(
+        "the companion has no `{}`, and a state that this version does not know",
+        names::API_KEY
+    )]
+    UnknownState,
     /// The key is not text.
     #[error("`{}` is not valid UTF-8", names::API_KEY)]
     KeyNotText,
@@ -113,24 +129,82 @@ impl Companion {
     /// Reads a companion's data: `get` returns the bytes under a data name.
     pub fn parse<B: AsRef<[u8]>>(get: impl Fn(&str) -> Option<B>) -> Result<Self, ParseError> {
         let document = get(names::LIVE_JSON).ok_or(ParseError::NoDocument)?;
-        let delivery: Delivery = serde_json::from_slice(document.as_ref())
+        let (delivery, unreadable) = Delivery::read(document.as_ref())?;
+        let key = get(names::API_KEY).filter(|bytes| !bytes.as_ref().is_empty());
+        let api_key = match (&delivery.state, key) {
+            (State::Withdrawn, _) => None,
+            (State::Active | State::Other(_), Some(bytes)) => Some(key_of(bytes.as_ref())?),
+            (State::Active, None) => return Err(ParseError::NoKey),
+            (State::Other(_), None) => return Err(ParseError::UnknownState),
+        };
+        Ok(Self {
+            delivery,
+            document: document.as_ref().to_vec(),
+            unreadable,
+            api_key,
+        })
+    }
+}
+
+fn key_of(bytes: &[u8]) -> Result<SecretString, ParseError> {
+    if bytes.len() > MAX_KEY_BYTES {
+        return Err(ParseError::KeyTooLarge);
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| ParseError::KeyNotText)?;
+    Ok(SecretString::from(text))
+}
+
+impl Delivery {
+    /// Reads a document, and names the fields that it has to do without.
+    fn read(document: &[u8]) -> Result<(Self, Vec<&'static str>), ParseError> {
+        // Bytes that are no text may stand in what this version does not read.
+        let all = serde_json::from_str(&String::from_utf8_lossy(document))
             // The position says where to look; serde's own text may quote the data.
             .map_err(|e| ParseError::Malformed(format!("line {}, column {}", e.line(), e.column())))?;
-        let api_key = match delivery.state {
-            State::Withdrawn => None,
-            State::Active => {
-                let bytes = get(names::API_KEY)
-                    .filter(|b| !b.as_ref().is_empty())
-                    .ok_or(ParseError::NoKey)?;
-                if bytes.as_ref().len() > MAX_KEY_BYTES {
-                    return Err(ParseError::KeyTooLarge);
-                }
-                let text = std::str::from_utf8(bytes.as_ref()).map_err(|_| ParseError::KeyNotText)?;
-                Some(SecretString::from(text))
-            }
+        let mut fields = Fields {
+            all,
+            unreadable: Vec::new(),
         };
-        Ok(Self { delivery, api_key })
+        let decisive = |name: &str| ParseError::Malformed(format!("`{name}`"));
+        let version = fields.take("version").ok_or_else(|| decisive("version"))?;
+        let delivery = Self {
+            version,
+            state: fields.take("state").ok_or_else(|| decisive("state"))?,
+            schema: fields.take("schema").unwrap_or(SCHEMA),
+            reason: fields.take("reason"),
+            issued_at: fields.take("issuedAt").unwrap_or_else(|| time_of(version)),
+            keys: fields.take("keys").unwrap_or_default(),
+            values: fields.take("values").unwrap_or_default(),
+            upstream: fields.take("upstream"),
+            requires: fields.take("requires").unwrap_or_default(),
+        };
+        Ok((delivery, fields.unreadable))
     }
+}
+
+/// The fields of a document that are still to be read.
+struct Fields {
+    /// Not parsed before they are asked for: what is in the others does not matter.
+    all: BTreeMap<String, Box<RawValue>>,
+    unreadable: Vec<&'static str>,
+}
+
+impl Fields {
+    /// A field, if it is there in a form that can be read.
+    fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Option<T> {
+        let text = self.all.remove(name).filter(|text| text.get() != "null")?;
+        let value = serde_json::from_str(text.get());
+        if value.is_err() {
+            self.unreadable.push(name);
+        }
+        value.ok()
+    }
+}
+
+/// When a version was made, from the version itself.
+fn time_of(version: u64) -> Timestamp {
+    let time = i64::try_from(version).ok().map(Timestamp::from_millisecond);
+    time.and_then(Result::ok).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// The version that follows `previous`, the largest one known: it grows through recreation, restore and loss of both
@@ -164,6 +238,59 @@ mod tests {
         let companion = parse(&[("live.json", future), ("apiKey", b"sk-1")]).expect("parses");
         assert_eq!(companion.api_key.expect("active").expose_secret(), "sk-1");
         assert_eq!(companion.delivery.requires, ["time-travel"]);
+    }
+
+    #[test]
+    fn what_decides_has_to_be_readable_and_nothing_else() {
+        let read = |document: &str| parse(&[("live.json", document.as_bytes()), ("apiKey", b"sk-1")]);
+        let least = read(r#"{"version":1767225600000,"state":"active"}"#).expect("parses");
+        assert_eq!(least.delivery.issued_at.to_string(), "2026-01-01T00:00:00Z");
+        assert!(least.unreadable.is_empty() && least.delivery.keys.is_empty());
+        for field in [
+            "schema", "reason", "issuedAt", "keys", "values", "upstream", "requires",
+        ] {
+            for form in [r#"{"form":"new"}"#, "[[0]]", "-1", "true", "\"\\u0000\""] {
+                let document = format!(r#"{{"version":7,"state":"active","{field}":{form}}}"#);
+                let companion = read(&document).expect("parses");
+                assert_eq!(companion.delivery.version, 7);
+                assert!(companion.api_key.is_some(), "{document}");
+                assert!(
+                    companion.unreadable.iter().all(|name| *name == field),
+                    "{document}"
+                );
+            }
+        }
+        for (field, others) in [("version", r#""state":"active""#), ("state", r#""version":7"#)] {
+            for form in ["null", "-1", "1.5", "[]", "{}"] {
+                let document = format!(r#"{{{others},"{field}":{form}}}"#);
+                let error = read(&document).expect_err("refused");
+                assert_eq!(error, ParseError::Malformed(format!("`{field}`")), "{document}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_read_does_not_matter() {
+        let mut deep = "[".repeat(1000);
+        deep.push_str(&"]".repeat(1000));
+        for value in ["1e999", r#""\ud800""#, &deep] {
+            let document = format!(r#"{{"version":7,"state":"active","new":{value},"upstream":{value}}}"#);
+            let companion =
+                parse(&[("live.json", document.as_bytes()), ("apiKey", b"sk-1")]).expect("parses");
+            assert_eq!(companion.unreadable, ["upstream"], "{document}");
+        }
+        let no_text: &[u8] = b"{\"version\":7,\"state\":\"active\",\"ne\xff\":\"\xff\"}";
+        assert!(parse(&[("live.json", no_text), ("apiKey", b"sk-1")]).is_ok());
+    }
+
+    #[test]
+    fn of_an_unknown_state_the_key_is_taken_if_there_is_one() {
+        let paused: &[u8] = br#"{"schema":1,"version":8,"state":"paused","issuedAt":"2026-01-01T00:00:00Z"}"#;
+        let companion = parse(&[("live.json", paused), ("apiKey", b"sk-1")]).expect("parses");
+        assert_eq!(companion.delivery.state, State::Other("paused".into()));
+        assert!(companion.api_key.is_some());
+        let without = parse(&[("live.json", paused)]).expect_err("refused");
+        assert_eq!(without, ParseError::UnknownState);
     }
 
     #[test]

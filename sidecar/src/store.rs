@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use llmwarden_proto::delivery::{Companion, Delivery};
+use llmwarden_proto::delivery::{Companion, Delivery, SCHEMA, State};
 use llmwarden_proto::names;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
@@ -20,30 +20,32 @@ const DELETED: &str = "the companion Secret was deleted or emptied";
 /// A delivered version: the key and everything that goes with it.
 #[derive(Debug)]
 pub struct Delivered {
-    document: Delivery,
+    delivery: Delivery,
+    document: Vec<u8>,
+    unreadable: Vec<&'static str>,
     api_key: SecretString,
 }
 
 impl Delivered {
     /// Its version.
     pub fn version(&self) -> u64 {
-        self.document.version
+        self.delivery.version
     }
 
     /// When it was made.
     pub fn issued_at(&self) -> Timestamp {
-        self.document.issued_at
+        self.delivery.issued_at
     }
 
-    /// The document that came with the key. It holds no secret.
-    pub fn document(&self) -> &Delivery {
+    /// The document as it came with the key. It holds no secret.
+    pub fn document(&self) -> &[u8] {
         &self.document
     }
 
     /// Every name that has a value. Names that could not be files are left out.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        let values = self.document.values.keys();
-        let keys = &self.document.keys;
+        let values = self.delivery.values.keys();
+        let keys = &self.delivery.keys;
         keys.iter()
             .chain(values.filter(|name| !keys.contains(name)))
             .map(String::as_str)
@@ -54,19 +56,35 @@ impl Delivered {
     pub fn expose(&self, name: &str) -> Option<&str> {
         if !is_data_name(name) {
             None
-        } else if self.document.keys.iter().any(|key| key == name) {
+        } else if self.delivery.keys.iter().any(|key| key == name) {
             Some(self.api_key.expose_secret())
         } else {
-            self.document.values.get(name).map(String::as_str)
+            self.delivery.values.get(name).map(String::as_str)
         }
     }
 
-    /// What the companion requires and this sidecar lacks.
+    /// What the companion asks for and this sidecar lacks: features by their names, or what it could not read.
     pub fn lacking(&self) -> Vec<String> {
-        let required = self.document.requires.iter();
-        required
-            .filter(|feature| !FEATURES.contains(&feature.as_str()))
-            .cloned()
+        let Delivery {
+            schema,
+            state,
+            requires,
+            ..
+        } = &self.delivery;
+        let schema = (*schema > SCHEMA).then(|| format!("schema {schema}"));
+        let state = match state {
+            State::Other(state) => Some(format!("state {state}")),
+            State::Active | State::Withdrawn => None,
+        };
+        let fields = self.unreadable.iter().map(|field| format!("field {field}"));
+        let features = requires
+            .iter()
+            .filter(|feature| !FEATURES.contains(&feature.as_str()));
+        schema
+            .into_iter()
+            .chain(state)
+            .chain(fields)
+            .chain(features.cloned())
             .collect()
     }
 }
@@ -125,16 +143,21 @@ impl Held {
     pub fn of(companion: Companion) -> Self {
         let Companion {
             mut delivery,
+            document,
+            unreadable,
             api_key,
         } = companion;
         match api_key {
             Some(api_key) => {
-                // A companion without names would deliver nothing.
-                if delivery.keys.is_empty() {
+                // Under this name the key always stands: a companion without names would deliver nothing, and the
+                // files are read again after a restart.
+                if !delivery.keys.iter().any(|name| name == names::API_KEY) {
                     delivery.keys.push(names::API_KEY.to_owned());
                 }
                 Self::Active(Arc::new(Delivered {
-                    document: delivery,
+                    delivery,
+                    document,
+                    unreadable,
                     api_key,
                 }))
             }

@@ -205,3 +205,6 @@ fn owner(access: &LLMAccess) -> OwnerReference {
         .controller_owner_ref(&())
         .expect("an access that was read from the API server has a name and a UID")
 }
+
+#[cfg(test)]
+mod tests;

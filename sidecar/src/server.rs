@@ -1,4 +1,8 @@
-//! HTTP/1.1 over any listener: a bounded number of connections, each with a time limit for its heads, drained at the end.
+//! HTTP/1.1 over any listener: a bounded number of connections, each with time limits for what it sends and for what it
+//! reads, drained at the end. Whom the server itself refuses, it tells why.
+
+mod farewell;
+mod stream;
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::net::Listener;
 use tokio_util::sync::CancellationToken;
@@ -20,13 +24,17 @@ use tower::{Service, ServiceExt};
 use tracing::{debug, warn};
 
 use crate::metrics::Metrics;
+use farewell::Refusal;
+use stream::Stream;
 
 /// How long a head may take, and how long a connection may wait for its next request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The largest head; hyper answers 431 to longer ones.
+/// The largest head.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// How many connections a listener serves at a time, unless told otherwise.
 pub const MAX_CONNECTIONS: usize = 64;
+/// How many of those that are too many hear why at a time.
+const MAX_TURNED_AWAY: usize = 64;
 
 /// An answer. All of them are short and in memory.
 pub type Answer = Response<Full<Bytes>>;
@@ -82,8 +90,13 @@ impl Server {
     where
         L: Listener,
         L::Io: Send + Unpin + 'static,
-        S: Service<Arrival, Response = Answer, Error = Infallible, Future: Send> + Clone + Send + 'static,
+        S: Service<Arrival, Response = Answer, Error = Infallible, Future: Send>
+            + Clone
+            + Send
+            + Unpin
+            + 'static,
     {
+        let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -104,58 +117,52 @@ impl Server {
                     permit: Mutex::new(Some(permit)),
                 });
                 self.connections
-                    .spawn(converse(connection, place, service.clone(), self.stop.clone()));
+                    .spawn(self.clone().converse(connection, place, service.clone()));
             } else {
-                self.metrics.refused("connections");
-                self.connections.spawn(turn_away(connection));
+                self.metrics.refused(Refusal::Connections.reason());
+                // Beyond these there is no room even for words.
+                if let Ok(permit) = turned_away.clone().try_acquire_owned() {
+                    self.connections.spawn(async move {
+                        farewell::say(connection, Refusal::Connections).await;
+                        drop(permit);
+                    });
+                }
             }
         }
     }
-}
 
-async fn converse<Io, S>(connection: Io, place: Arc<Place>, service: S, stop: CancellationToken)
-where
-    Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    S: Service<Arrival, Response = Answer, Error = Infallible> + Clone,
-{
-    let service = service.map_request(move |request| Arrival {
-        request,
-        place: place.clone(),
-    });
-    let service = TowerToHyperService::new(service);
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD_BYTES);
-    let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(connection), service));
-    let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
-        () = stop.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-    };
-    if let Err(error) = ended {
+    async fn converse<Io, S>(self, connection: Io, place: Arc<Place>, service: S)
+    where
+        Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: Service<Arrival, Response = Answer, Error = Infallible> + Clone + Unpin,
+    {
+        let service = service.map_request(move |request| Arrival {
+            request,
+            place: place.clone(),
+        });
+        let service = TowerToHyperService::new(service);
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(MAX_HEAD_BYTES);
+        let mut serving = http.serve_connection(TokioIo::new(Stream::new(connection)), service);
+        let ended = tokio::select! {
+            ended = &mut serving => ended,
+            () = self.stop.cancelled() => {
+                std::pin::Pin::new(&mut serving).graceful_shutdown();
+                (&mut serving).await
+            }
+        };
+        // With the service goes the place, which is held until then.
+        let parts = serving.into_parts();
+        let connection = parts.io.into_inner().into_inner();
+        let Err(error) = ended else {
+            return farewell::linger(connection).await;
+        };
         debug!(%error, "a connection ended early");
+        if let Some(refusal) = Refusal::of(&error, !parts.read_buf.is_empty()) {
+            self.metrics.refused(refusal.reason());
+            farewell::say(connection, refusal).await;
+        }
     }
-}
-
-/// Says why to a connection that has no place. Reads on for a moment: closing a socket with unread data would take the
-/// answer back.
-async fn turn_away(mut connection: impl AsyncRead + AsyncWrite + Unpin) {
-    let body = "llmwarden: too many connections at once; close some, or wait\n";
-    let head = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
-         content-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    let answer = async {
-        connection.write_all((head + body).as_bytes()).await?;
-        connection.shutdown().await?;
-        let mut ignored = [0; 1024];
-        while connection.read(&mut ignored).await? > 0 {}
-        std::io::Result::Ok(())
-    };
-    // Whether it was heard is the client's matter.
-    let _ = tokio::time::timeout(Duration::from_secs(1), answer).await;
 }

@@ -8,6 +8,7 @@ use hyper::{Method, Request, StatusCode};
 use llmwarden_proto::status::{AccessStatus, DeliveryState, SCHEMA, Status};
 
 use crate::endpoint::answer;
+use crate::endpoint::guard::Refusal;
 use crate::metrics::Metrics;
 use crate::server::Answer;
 use crate::store::{Held, Slot, Store};
@@ -34,6 +35,7 @@ impl StatusPage {
     /// Answers a request.
     pub fn answer<B>(&self, request: &Request<B>) -> Answer {
         if request.method() != Method::GET {
+            self.metrics.refused(Refusal::Method.reason());
             return answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET");
         }
         match request.uri().path() {

@@ -1,11 +1,14 @@
-//! Who may ask at all. Everything is refused that no honest local client sends: what a browser adds, what a proxy adds,
-//! another Host than ours; and over TCP, whatever comes without the token.
+//! Who may ask at all, and what. Everything is refused that no honest local client sends: what a browser adds, what a proxy
+//! adds, another Host than ours, a path that is written in a tricky way, a body; and over TCP, whatever comes without the
+//! token.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hyper::header::{AUTHORIZATION, FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN};
+use hyper::header::{
+    AUTHORIZATION, CONTENT_LENGTH, FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN, TRANSFER_ENCODING, UPGRADE,
+};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 use llmwarden_proto::names;
@@ -39,6 +42,10 @@ pub enum Refusal {
     Token,
     /// Another method than GET.
     Method,
+    /// It wants to go on in another protocol.
+    Upgrade,
+    /// It has a body.
+    Body,
 }
 
 impl Refusal {
@@ -51,13 +58,17 @@ impl Refusal {
             Self::Browser => "browser",
             Self::Token => "token",
             Self::Method => "method",
+            Self::Upgrade => "upgrade",
+            Self::Body => "body",
         }
     }
 
     /// The answer's status.
     pub const fn status(self) -> StatusCode {
         match self {
-            Self::Forwarded | Self::Target | Self::Host => StatusCode::BAD_REQUEST,
+            Self::Forwarded | Self::Target | Self::Host | Self::Upgrade | Self::Body => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Browser => StatusCode::FORBIDDEN,
             Self::Token => StatusCode::UNAUTHORIZED,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
@@ -87,7 +98,8 @@ impl Guard {
         if headers.keys().any(forwarded) {
             return Err(Refusal::Forwarded);
         }
-        if request.uri.authority().is_some() || request.uri.query().is_some() {
+        let uri = &request.uri;
+        if uri.authority().is_some() || uri.query().is_some() || !is_plain(uri.path()) {
             return Err(Refusal::Target);
         }
         // Whoever reaches the Unix socket came through the file system, not through a name.
@@ -109,6 +121,13 @@ impl Guard {
         if request.method != Method::GET {
             return Err(Refusal::Method);
         }
+        if headers.contains_key(UPGRADE) {
+            return Err(Refusal::Upgrade);
+        }
+        let length = headers.get(CONTENT_LENGTH);
+        if headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| length != "0") {
+            return Err(Refusal::Body);
+        }
         Ok(())
     }
 
@@ -129,19 +148,25 @@ impl Guard {
             Refusal::Forwarded => {
                 "this endpoint is for local clients: send no Forwarded or X-Forwarded-* header".into()
             }
-            Refusal::Target => "write the path alone: no query, no scheme or host before it".into(),
+            Refusal::Target => {
+                "write the path alone and plainly: no scheme or host before it, no query, nothing \
+                                encoded, no `.` or `..` in it"
+                    .into()
+            }
             Refusal::Host => format!("send one Host header with {} or {host}", self.hosts[0]),
             Refusal::Browser => {
                 "this endpoint is not for web pages: send no Origin or Sec-Fetch-Site header".into()
             }
             Refusal::Method => "only GET".into(),
+            Refusal::Upgrade => "only HTTP/1.1: send no Upgrade header".into(),
+            Refusal::Body => "send no body".into(),
             Refusal::Token => {
                 let path = request.uri.path();
-                let known = path.starts_with("/v1/keys/")
-                    && path
-                        .bytes()
-                        .all(|b| b.is_ascii_alphanumeric() || b"/-_.".contains(&b));
-                let path = if known { path } else { "/v1/keys" };
+                let path = if path.starts_with("/v1/keys/") {
+                    path
+                } else {
+                    "/v1/keys"
+                };
                 let header = self.dir.join(names::AUTH_HEADER_FILE);
                 format!(
                     "the token is missing or wrong. This works for whoever can read the file:\n  \
@@ -151,6 +176,17 @@ impl Guard {
             }
         }
     }
+}
+
+/// Whether a path is written in the one way that an honest client writes it.
+fn is_plain(path: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    path == "/"
+        || path.strip_prefix('/').is_some_and(|parts| {
+            parts
+                .split('/')
+                .all(|part| !["", ".", ".."].contains(&part) && part.bytes().all(plain))
+        })
 }
 
 /// The value of a header that was sent exactly once.

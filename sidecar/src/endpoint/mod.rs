@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, age_seconds};
 use crate::server::{Answer, Arrival, Place};
 use crate::store::{Delivered, Held, Slot, Store};
 use guard::{Guard, Refusal, Transport};
@@ -216,7 +216,7 @@ fn summary<'a>(access: &'a str, held: &'a Held) -> Summary<'a> {
         state,
         version: held.version(),
         issued_at,
-        age_seconds: issued_at.map(|at| Timestamp::now().as_second() - at.as_second()),
+        age_seconds: issued_at.map(age_seconds),
         keys: delivered
             .map(|delivered| delivered.names().collect())
             .unwrap_or_default(),

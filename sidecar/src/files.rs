@@ -2,20 +2,22 @@
 //! are links through `..data`, a link to a directory that holds one version and never changes; swapping that one link is
 //! the replacement. Beside the values the directory holds what it takes to go on from it after a restart.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use llmwarden_proto::delivery::Companion;
 use llmwarden_proto::names;
 use secrecy::zeroize::Zeroizing;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::store::{Delivered, Held, Store, Withdrawn};
+use crate::metrics::Metrics;
+use crate::store::{Delivered, Held, Slot, Store, Withdrawn};
 
 /// The link to the present version.
 const CURRENT: &str = "..data";
@@ -28,18 +30,33 @@ const DELETED: &str = "..deleted";
 
 /// How long a replaced version stays for readers that resolved the link before.
 const RETIREMENT: Duration = Duration::from_secs(1);
+/// How many of them stay at a time, however fast they follow each other.
+const MAX_RETIRED: usize = 16;
 /// How often the files are looked after when nothing changes.
 const CHECK: Duration = Duration::from_secs(5);
 
 /// Keeps the files of an access as the store says, until `stop`. What can't be written is tried again.
-pub async fn run(mut directory: Directory, access: &str, store: &Store, stop: CancellationToken) {
+pub async fn run(
+    mut directory: Directory,
+    access: &str,
+    store: &Store,
+    metrics: &Metrics,
+    stop: CancellationToken,
+) {
     let Some(mut slot) = store.subscribe(access) else {
         return;
     };
     loop {
-        let held = slot.borrow_and_update().held.clone();
+        let Slot {
+            held, file_version, ..
+        } = slot.borrow_and_update().clone();
         let failed = match directory.ensure(&held) {
             Ok(()) => {
+                if let Held::Active(delivered) = &held
+                    && file_version.is_some_and(|version| version < delivered.version())
+                {
+                    metrics.delivered(access, delivered.issued_at());
+                }
                 store.note_files(access, held.version(), None);
                 false
             }
@@ -49,7 +66,7 @@ pub async fn run(mut directory: Directory, access: &str, store: &Store, stop: Ca
                 true
             }
         };
-        let pause = if failed || directory.retired.is_some() {
+        let pause = if failed || !directory.retired.is_empty() {
             RETIREMENT
         } else {
             CHECK
@@ -66,7 +83,7 @@ pub async fn run(mut directory: Directory, access: &str, store: &Store, stop: Ca
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
-    retired: Option<(PathBuf, Instant)>,
+    retired: VecDeque<(PathBuf, Instant)>,
 }
 
 /// A failed operation on a file.
@@ -90,7 +107,7 @@ impl Directory {
     pub fn new(dir: &Path, access: &str) -> Self {
         Self {
             path: dir.join(access),
-            retired: None,
+            retired: VecDeque::new(),
         }
     }
 
@@ -130,7 +147,7 @@ impl Directory {
                 if !self.shows_withdrawn(withdrawn) {
                     self.publish(withdrawn.version, &[tombstone(withdrawn)])?;
                     // Nobody is to read on from a key that was withdrawn.
-                    self.retired = None;
+                    self.retired.clear();
                 }
                 self.link(&BTreeSet::new())?;
             }
@@ -174,7 +191,9 @@ impl Directory {
 
         let replaced = fs::read_link(self.path.join(CURRENT)).ok();
         relink(&self.path.join(CURRENT), Path::new(&name))?;
-        self.retired = replaced.map(|name| (self.path.join(name), Instant::now()));
+        if let Some(name) = replaced {
+            self.retired.push_back((self.path.join(name), Instant::now()));
+        }
         Ok(())
     }
 
@@ -196,11 +215,13 @@ impl Directory {
 
     /// Removes versions that are neither present nor just retired.
     fn sweep(&mut self) -> Result<(), Error> {
-        self.retired.take_if(|(_, since)| since.elapsed() >= RETIREMENT);
+        let surplus = self.retired.len().saturating_sub(MAX_RETIRED);
+        self.retired.drain(..surplus);
+        self.retired.retain(|(_, since)| since.elapsed() < RETIREMENT);
         let current = fs::read_link(self.path.join(CURRENT)).ok();
         for (name, path) in self.entries()? {
             let kept = current.as_deref() == Some(Path::new(&name))
-                || self.retired.as_ref().is_some_and(|(retired, _)| *retired == path);
+                || self.retired.iter().any(|(retired, _)| *retired == path);
             if name.starts_with("..") && !kept && path.is_dir() && !path.is_symlink() {
                 remove_directory(&path)?;
             }
@@ -229,7 +250,7 @@ fn files(delivered: &Delivered) -> Vec<(&str, Zeroizing<Vec<u8>>)> {
         .names()
         .map(|name| (name, Zeroizing::new(value(name))))
         .collect();
-    files.push((DOCUMENT, Zeroizing::new(json(delivered.document()))));
+    files.push((DOCUMENT, Zeroizing::new(delivered.document().to_vec())));
     files
 }
 
@@ -248,13 +269,9 @@ fn tombstone(withdrawn: &Withdrawn) -> (&'static str, Zeroizing<Vec<u8>>) {
         "version": version,
         "state": "withdrawn",
         "reason": reason,
-        "issuedAt": jiff::Timestamp::now(),
+        "issuedAt": Timestamp::now(),
     });
-    (DOCUMENT, Zeroizing::new(json(&document)))
-}
-
-fn json(document: &impl serde::Serialize) -> Vec<u8> {
-    serde_json::to_vec(document).expect("strings and numbers always serialize")
+    (DOCUMENT, Zeroizing::new(document.to_string().into_bytes()))
 }
 
 /// Replaces a file that any user may read: who has the mount may have the content.
@@ -278,8 +295,12 @@ fn create(path: &Path, content: &[u8]) -> Result<(), Error> {
         .map_err(at(path))
 }
 
+/// The directory above is not made here: who makes that one gives it to the user alone.
 fn make_directory(path: &Path) -> Result<(), Error> {
-    fs::create_dir_all(path).map_err(at(path))?;
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at(path)(error)),
+        _ => {}
+    }
     fs::set_permissions(path, Permissions::from_mode(0o755)).map_err(at(path))
 }
 

@@ -9,6 +9,7 @@ use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -31,6 +32,16 @@ struct AccessLabel {
 
 type PerAccess = Family<AccessLabel, Gauge>;
 
+/// From what a watch takes to what a pod takes that the kubelet forgot.
+const LAGS: [f64; 12] = [
+    0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 3600.0,
+];
+
+/// Whole seconds since then. Never negative: the clock may have been set back since, or was another one.
+pub fn age_seconds(then: Timestamp) -> i64 {
+    Timestamp::now().duration_since(then).as_secs().max(0)
+}
+
 /// The metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -42,6 +53,8 @@ pub struct Metrics {
     age: PerAccess,
     source_problem: PerAccess,
     file_problem: PerAccess,
+    lacking: PerAccess,
+    lag: Family<AccessLabel, Histogram, fn() -> Histogram>,
 }
 
 impl Default for Metrics {
@@ -61,6 +74,8 @@ impl Default for Metrics {
             age: Family::default(),
             source_problem: Family::default(),
             file_problem: Family::default(),
+            lacking: Family::default(),
+            lag: Family::new_with_constructor(|| Histogram::new(LAGS)),
         };
         registry.register("requests", "Answers of the endpoint", all.requests.clone());
         registry.register(
@@ -89,6 +104,11 @@ impl Default for Metrics {
                 "1 while the files can't be written",
                 &all.file_problem,
             ),
+            (
+                "features_lacking",
+                "What the companion asks for and this sidecar lacks; /status names it",
+                &all.lacking,
+            ),
         ] {
             registry.register(name, help, gauges.clone());
         }
@@ -97,6 +117,12 @@ impl Default for Metrics {
             "Time since the key that is served was made",
             Unit::Seconds,
             all.age.clone(),
+        );
+        registry.register_with_unit(
+            "delivery_lag",
+            "Time from the making of a version to its files, of versions that replaced another one here",
+            Unit::Seconds,
+            all.lag.clone(),
         );
         all.registry = Mutex::new(registry);
         all
@@ -112,6 +138,16 @@ impl Metrics {
     /// Counts an answer.
     pub fn answered(&self, code: u16) {
         self.requests.get_or_create(&CodeLabel { code }).inc();
+    }
+
+    /// Counts a version that was issued then and is in its files now.
+    pub fn delivered(&self, access: &str, issued_at: Timestamp) {
+        let label = AccessLabel {
+            access: access.to_owned(),
+        };
+        let lag = Timestamp::now().duration_since(issued_at).as_secs_f64();
+        // The controller's clock may be ahead of this one.
+        self.lag.get_or_create(&label).observe(lag.max(0.0));
     }
 
     /// All metrics, as `/metrics` serves them.
@@ -138,19 +174,18 @@ impl Metrics {
             gauges.get_or_create(&label).set(value);
         };
         let number = |version: u64| i64::try_from(version).unwrap_or(i64::MAX);
-        let (mut version, mut file_version) = (0, 0);
+        let (mut version, mut file_version, mut lacking) = (0, 0, 0);
         if let Held::Active(delivered) = &slot.held {
             version = number(delivered.version());
             file_version = slot.file_version.map_or(0, number);
-            set(
-                &self.age,
-                Timestamp::now().as_second() - delivered.issued_at().as_second(),
-            );
+            lacking = i64::try_from(delivered.lacking().len()).unwrap_or(i64::MAX);
+            set(&self.age, age_seconds(delivered.issued_at()));
         } else {
             self.age.remove(&label);
         }
         set(&self.served_version, version);
         set(&self.file_version, file_version);
+        set(&self.lacking, lacking);
         set(&self.source_problem, slot.source_problem.is_some().into());
         set(&self.file_problem, slot.file_problem.is_some().into());
     }

@@ -1,11 +1,12 @@
 //! Puts the parts together and runs them until it is told to stop.
 
+use std::convert::Infallible;
 use std::fs::{self, DirBuilder, File};
 use std::future::ready;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::service_fn;
+use tower::{Service, service_fn};
 use tracing::{info, warn};
 
 use crate::config::{Cli, Origin};
@@ -26,7 +27,7 @@ use crate::endpoint::Endpoint;
 use crate::endpoint::guard::{Guard, Transport};
 use crate::files::{self, Directory};
 use crate::metrics::Metrics;
-use crate::server::{Arrival, MAX_CONNECTIONS, Server};
+use crate::server::{Answer, Arrival, MAX_CONNECTIONS, Server};
 use crate::source;
 use crate::status::StatusPage;
 use crate::store::{Slot, Store};
@@ -34,7 +35,7 @@ use crate::token::Token;
 
 /// How long open connections may take to finish. Pods get 30 s by default.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How often the token's files are looked after.
+/// How often the delivery directory, the token's files and the socket are looked after.
 const CHECK: Duration = Duration::from_secs(5);
 /// Held while a sidecar delivers to the directory.
 const LOCK_FILE: &str = "..lock";
@@ -54,7 +55,7 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     let dir = cli.dir.as_path();
-    let _lock = open_directory(dir)?;
+    let lock = open_directory(dir)?;
     let token = Arc::new(Token::load_or_create(dir)?);
     let store = Arc::new(restore(&cli));
     let stop = CancellationToken::new();
@@ -87,10 +88,15 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
     let page = Arc::new(StatusPage::new(store.clone(), metrics.clone()));
     let probes = service_fn(move |arrival: Arrival| ready(Ok(page.answer(&arrival.request))));
     tasks.spawn(server().serve(endpoint_listener, over(Transport::Tcp)));
-    tasks.spawn(server().serve(socket_listener, over(Transport::Unix)));
+    tasks.spawn(serve_socket(
+        socket.clone(),
+        socket_listener,
+        server(),
+        over(Transport::Unix),
+    ));
     tasks.spawn(server().serve(status_listener, probes));
-    tasks.spawn(keep_token(token, cli.dir.clone(), stop.clone()));
-    start_deliveries(&cli, &store, &stop, &mut tasks).await?;
+    tasks.spawn(keep_directory(cli.dir.clone(), lock, token));
+    start_deliveries(&cli, &store, &metrics, &stop, &mut tasks).await?;
     info!(endpoint = %endpoint_address, status = %status_address, "listening");
 
     let outcome = tokio::select! {
@@ -108,9 +114,9 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
     if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
         warn!(left = connections.len(), "connections were still open at the end");
     }
-    tasks.shutdown().await;
-    // Nobody listens there any more.
+    // Nobody listens there any more. The directory is still ours, so it is no other one's socket.
     let _ = fs::remove_file(socket);
+    tasks.shutdown().await;
     outcome
 }
 
@@ -131,6 +137,7 @@ fn restore(cli: &Cli) -> Store {
 async fn start_deliveries(
     cli: &Cli,
     store: &Arc<Store>,
+    metrics: &Arc<Metrics>,
     stop: &CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
@@ -139,7 +146,10 @@ async fn start_deliveries(
         let (access, store, stop) = (source.access, store.clone(), stop.clone());
         let directory = Directory::new(&cli.dir, &access);
         let (files_access, files_store, files_stop) = (access.clone(), store.clone(), stop.clone());
-        tasks.spawn(async move { files::run(directory, &files_access, &files_store, files_stop).await });
+        let metrics = metrics.clone();
+        tasks.spawn(async move {
+            files::run(directory, &files_access, &files_store, &metrics, files_stop).await;
+        });
         match source.origin {
             Origin::Volume(dir) => {
                 tasks.spawn(async move { source::volume::run(dir, &access, &store, stop).await });
@@ -164,15 +174,52 @@ async fn connect() -> anyhow::Result<Client> {
     client.context("a kube: source needs an API server: run in a pod, or set KUBECONFIG to a kubeconfig file")
 }
 
-async fn keep_token(token: Arc<Token>, dir: std::path::PathBuf, stop: CancellationToken) {
+/// Keeps the delivery directory, the claim to it and the token's files, if somebody removes them.
+async fn keep_directory(dir: PathBuf, mut lock: File, token: Arc<Token>) {
     loop {
+        let inode = |file: std::io::Result<fs::Metadata>| file.map(|metadata| metadata.ino()).ok();
+        if inode(fs::metadata(dir.join(LOCK_FILE))) != inode(lock.metadata()) {
+            match open_directory(&dir) {
+                Ok(again) => lock = again,
+                Err(error) => warn!(%error, "the delivery directory is gone; trying again"),
+            }
+        }
         if let Err(error) = token.ensure_files(&dir) {
             warn!(%error, "the token's files can't be written; trying again");
         }
-        tokio::select! {
-            () = tokio::time::sleep(CHECK) => {}
-            () = stop.cancelled() => return,
+        tokio::time::sleep(CHECK).await;
+    }
+}
+
+/// Serves the Unix socket until the stop, and makes it anew if somebody removes it.
+async fn serve_socket<S>(path: PathBuf, first: UnixListener, server: Server, service: S)
+where
+    S: Service<Arrival, Response = Answer, Error = Infallible, Future: Send> + Clone + Send + Unpin + 'static,
+{
+    let mut listener = Some(first);
+    while !server.stop.is_cancelled() {
+        if let Some(listener) = listener.take() {
+            tokio::select! {
+                () = server.clone().serve(listener, service.clone()) => return,
+                () = replaced(&path) => {}
+            }
         }
+        match listen_unix(&path) {
+            Ok(again) => listener = Some(again),
+            Err(error) => {
+                warn!(%error, "no socket; trying again");
+                tokio::time::sleep(CHECK).await;
+            }
+        }
+    }
+}
+
+/// Waits until a path leads elsewhere than now, or nowhere.
+async fn replaced(path: &Path) {
+    let inode = || fs::symlink_metadata(path).map(|metadata| metadata.ino()).ok();
+    let before = inode();
+    while inode().is_some() && inode() == before {
+        tokio::time::sleep(CHECK).await;
     }
 }
 

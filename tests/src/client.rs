@@ -101,6 +101,13 @@ impl Sidecar {
         Ok(Exchange { stream, endpoint })
     }
 
+    /// Sends bytes as they are, and keeps the connection open for more.
+    pub async fn send_raw(&self, bytes: &[u8]) -> Result<TcpStream> {
+        let mut stream = TcpStream::connect(self.endpoint()).await?;
+        stream.write_all(bytes).await?;
+        Ok(stream)
+    }
+
     /// Sends a request over the Unix socket with these headers alone, and returns the answer.
     pub async fn send_unix(&self, line: &str, headers: &[&str]) -> Result<Answer> {
         let mut stream = UnixStream::connect(self.dir().join(names::SOCKET_FILE)).await?;
@@ -118,11 +125,17 @@ async fn write(stream: &mut (impl AsyncWrite + Unpin), line: &str, headers: &[&s
     Ok(stream.write_all(request.as_bytes()).await?)
 }
 
-async fn read(mut stream: impl AsyncRead + Unpin) -> Result<Answer> {
+/// All that comes until the sidecar closes the connection.
+pub async fn read_text(mut stream: impl AsyncRead + Unpin) -> Result<String> {
     let mut text = String::new();
-    timeout(PATIENCE, stream.read_to_string(&mut text))
-        .await
-        .context("no answer")??;
+    let read = timeout(PATIENCE, stream.read_to_string(&mut text));
+    read.await.context("no end")??;
+    Ok(text)
+}
+
+/// The one answer that comes until the sidecar closes the connection.
+pub async fn read(stream: impl AsyncRead + Unpin) -> Result<Answer> {
+    let text = read_text(stream).await?;
     let (head, body) = text.split_once("\r\n\r\n").context("an answer without an end")?;
     let status = head.split(' ').nth(1).context("an answer without a status")?;
     Ok(Answer {

@@ -19,6 +19,7 @@ pub mod process;
 pub mod readers;
 pub mod shared;
 pub mod sidecar;
+pub mod skip;
 pub mod volume;
 pub mod wait;
 mod work_dir;

@@ -1,4 +1,4 @@
-//! Consumers that never stop reading: one the file, one the endpoint. They note when each key first came, and every
+//! Consumers that never stop reading: one the file, one the endpoint, one that waits there for news. They note when each key first came, and every
 //! read that no agent should ever get.
 
 use std::collections::BTreeMap;
@@ -56,6 +56,7 @@ pub struct Readers {
     keys: Arc<Keys>,
     file: Reader,
     endpoint: Reader,
+    waiting: Option<Reader>,
 }
 
 #[derive(Debug)]
@@ -70,9 +71,8 @@ impl Readers {
     pub fn start(file: PathBuf, url: &str, header: &Path, first: &str) -> Result<Self> {
         let keys = Arc::new(Keys(Mutex::new(vec![first.to_owned()])));
         let agent = ureq::Agent::new_with_defaults();
-        let header = std::fs::read_to_string(header)?;
-        let (name, value) = header.trim().split_once(": ").context("not a header line")?;
-        let (url, name, value) = (url.to_owned(), name.to_owned(), value.to_owned());
+        let (name, value) = header_of(header)?;
+        let url = url.to_owned();
         let ask = move || {
             let mut answer = agent.get(&url).header(&name, &value).call()?;
             answer.body_mut().read_to_vec()
@@ -80,8 +80,49 @@ impl Readers {
         Ok(Self {
             file: Reader::start(keys.clone(), move || std::fs::read(&file)),
             endpoint: Reader::start(keys.clone(), move || ask().map_err(io::Error::other)),
+            waiting: None,
             keys,
         })
+    }
+
+    /// Has a third one ask `url` for what is newer than what it has, again and again.
+    pub fn wait_too(&mut self, url: &str, header: &Path) -> Result<()> {
+        let agent = ureq::Agent::new_with_defaults();
+        let (name, value) = header_of(header)?;
+        let url = url.to_owned();
+        let (mut tag, mut key) = (String::from("none"), Vec::new());
+        let mut ask = move || {
+            let request = agent.get(&url).header(&name, &value);
+            let request = request.header("Prefer", "wait=1").header("If-None-Match", &tag);
+            let mut answer = request.call()?;
+            // Not modified: it has the key already.
+            if answer.status() != 304 {
+                let etag = answer.headers().get("etag").and_then(|etag| etag.to_str().ok());
+                etag.unwrap_or_default().clone_into(&mut tag);
+                key = answer.body_mut().read_to_vec()?;
+            }
+            Ok(key.clone())
+        };
+        let read = move || ask().map_err(|error: ureq::Error| io::Error::other(error));
+        self.waiting = Some(Reader::start(self.keys.clone(), read));
+        Ok(())
+    }
+
+    /// Waits until the third one has seen `key`, and returns what it has seen so far.
+    pub async fn waited(&self, key: &str, timeout: Duration) -> Result<Tally> {
+        let waiting = self.waiting.as_ref().context("nobody waits")?;
+        let index = self.index(key)?;
+        try_eventually(&format!("key number {index} after a wait"), timeout, async || {
+            let notes = lock(&waiting.notes);
+            notes.first_seen.contains_key(&index).then(|| notes.tally.clone())
+        })
+        .await
+    }
+
+    fn index(&self, key: &str) -> Result<usize> {
+        let keys = lock(&self.keys.0);
+        let index = keys.iter().rposition(|known| known == key);
+        index.context("a key that was not announced")
     }
 
     /// Announces the next key; call it before it is written anywhere.
@@ -91,11 +132,7 @@ impl Readers {
 
     /// Waits until both readers have seen `key`, and says when each first did.
     pub async fn saw(&self, key: &str, timeout: Duration) -> Result<(Instant, Instant)> {
-        let keys = lock(&self.keys.0).clone();
-        let index = keys
-            .iter()
-            .position(|known| known == key)
-            .context("a key that was not announced")?;
+        let index = self.index(key)?;
         let what = format!("key number {index} in file and endpoint");
         try_eventually(&what, timeout, async || {
             let seen = |reader: &Reader| lock(&reader.notes).first_seen.get(&index).copied();
@@ -163,7 +200,8 @@ fn note(notes: &mut Notes, keys: &[String], read: io::Result<Vec<u8>>, now: Inst
             return;
         }
     };
-    match keys.iter().position(|key| key.as_bytes() == content) {
+    // From the end, as what is read is mostly what came last.
+    match keys.iter().rposition(|key| key.as_bytes() == content) {
         None => notes.tally.torn += 1,
         Some(index) if index < notes.newest => notes.tally.backward += 1,
         Some(index) => {
@@ -171,6 +209,13 @@ fn note(notes: &mut Notes, keys: &[String], read: io::Result<Vec<u8>>, now: Inst
             notes.first_seen.entry(index).or_insert(now);
         }
     }
+}
+
+/// The name and the value in a file with a header line.
+fn header_of(file: &Path) -> Result<(String, String)> {
+    let header = std::fs::read_to_string(file)?;
+    let (name, value) = header.trim().split_once(": ").context("not a header line")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::skip::skipped;
+
 /// The directory of the reference data: `LLMWARDEN_SHARED`, or `shared` beside the repository. Without it the caller
 /// skips its test: a line on standard error says so, since the test runner counts an early return as passed.
 ///
@@ -14,17 +16,6 @@ pub fn shared_dir() -> Option<PathBuf> {
     if dir.is_dir() {
         return Some(dir);
     }
-    let ci = std::env::var("CI").is_ok_and(|value| value == "true");
-    assert!(
-        !ci,
-        "no reference data at {}: set LLMWARDEN_SHARED",
-        dir.display()
-    );
-    let test = std::thread::current();
-    eprintln!(
-        "SKIPPED: {}: no reference data at {}",
-        test.name().unwrap_or("a test"),
-        dir.display()
-    );
+    skipped(&format!("no reference data at {}", dir.display()));
     None
 }

@@ -1,5 +1,6 @@
 //! The sidecar as a process, delivering to a directory of its own.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,6 +28,8 @@ pub struct Options {
     pub kubeconfig: Option<PathBuf>,
     /// Level of the log.
     pub log_level: String,
+    /// Where to deliver to; a new directory unless given.
+    pub dir: Option<PathBuf>,
 }
 
 impl Options {
@@ -37,7 +40,27 @@ impl Options {
             port: 0,
             kubeconfig: None,
             log_level: std::env::var(LEVEL_VARIABLE).unwrap_or_else(|_| "debug".to_owned()),
+            dir: None,
         }
+    }
+
+    /// The command line of a sidecar that delivers to `dir`.
+    pub fn command(&self, dir: &Path) -> Result<Command> {
+        let mut command = Command::new(binaries::sidecar()?);
+        for source in &self.sources {
+            command.args(["--source", source]);
+        }
+        command
+            .arg("--dir")
+            .arg(dir)
+            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["--status", "127.0.0.1:0"])
+            .env(LEVEL_VARIABLE, &self.log_level);
+        match &self.kubeconfig {
+            Some(kubeconfig) => command.env("KUBECONFIG", kubeconfig),
+            None => command.env_remove("KUBECONFIG"),
+        };
+        Ok(command)
     }
 }
 
@@ -51,36 +74,37 @@ pub struct Sidecar {
     home: Home,
 }
 
-/// Where a sidecar lives: its log, and what it delivers on tmpfs where the machine has one.
+/// Where a sidecar lives: its log, and what it delivers, on tmpfs where the machine has one and unless told otherwise.
 #[derive(Debug)]
-struct Home(TempDir);
+struct Home {
+    own: TempDir,
+    delivery: PathBuf,
+}
 
 impl Home {
-    fn new() -> Result<Self> {
+    fn new(delivery: Option<PathBuf>) -> Result<Self> {
         let memory = Path::new("/dev/shm");
         let builder = |parent: &Path| tempfile::Builder::new().prefix("llmwarden-").tempdir_in(parent);
-        let dir = builder(memory).or_else(|_| builder(&std::env::temp_dir()))?;
-        Ok(Self(dir))
-    }
-
-    fn delivery(&self) -> PathBuf {
-        self.0.path().join("run")
+        let own = builder(memory).or_else(|_| builder(&std::env::temp_dir()))?;
+        let delivery = delivery.unwrap_or_else(|| own.path().join("run"));
+        Ok(Self { own, delivery })
     }
 
     fn log(&self) -> PathBuf {
-        self.0.path().join("sidecar.log")
+        self.own.path().join("sidecar.log")
     }
 }
 
 impl Sidecar {
     /// Starts one and waits until it listens.
     pub async fn start(options: Options) -> Result<Self> {
-        Self::start_at(options, Home::new()?).await
+        let home = Home::new(options.dir.clone())?;
+        Self::start_at(options, home).await
     }
 
     async fn start_at(options: Options, home: Home) -> Result<Self> {
         let offset = std::fs::metadata(home.log()).map_or(0, |log| log.len());
-        let process = Process::spawn("sidecar", &command(&options, &home.delivery())?, home.log())?;
+        let process = Process::spawn("sidecar", &options.command(&home.delivery)?, home.log())?;
         let line = process
             .await_log_from(usize::try_from(offset)?, START, |line| {
                 line.contains("listening endpoint=")
@@ -114,7 +138,7 @@ impl Sidecar {
 
     /// The directory that it delivers to.
     pub fn dir(&self) -> PathBuf {
-        self.home.delivery()
+        self.home.delivery.clone()
     }
 
     /// The file with a value of an access.
@@ -153,6 +177,16 @@ impl Sidecar {
         .await?
     }
 
+    /// The samples of `/metrics` whose names, with labels, begin like this: the rest of the name, and the value.
+    pub async fn samples(&self, begin: &str) -> Result<BTreeMap<String, f64>> {
+        let (_, text) = self.probe("/metrics").await?;
+        let samples = text.lines().filter_map(|line| line.strip_prefix(begin));
+        let samples = samples.filter_map(|rest| rest.rsplit_once(' '));
+        samples
+            .map(|(name, value)| Ok((name.to_owned(), value.parse()?)))
+            .collect()
+    }
+
     /// What `/status` says.
     pub async fn status(&self) -> Result<Status> {
         let (_, text) = self.probe("/status").await?;
@@ -167,22 +201,4 @@ impl Drop for Home {
             eprintln!("--- the end of the sidecar's log\n{}", tail(&log, 30));
         }
     }
-}
-
-fn command(options: &Options, dir: &Path) -> Result<Command> {
-    let mut command = Command::new(binaries::sidecar()?);
-    for source in &options.sources {
-        command.args(["--source", source]);
-    }
-    command
-        .arg("--dir")
-        .arg(dir)
-        .args(["--listen", &format!("127.0.0.1:{}", options.port)])
-        .args(["--status", "127.0.0.1:0"])
-        .env(LEVEL_VARIABLE, &options.log_level);
-    match &options.kubeconfig {
-        Some(kubeconfig) => command.env("KUBECONFIG", kubeconfig),
-        None => command.env_remove("KUBECONFIG"),
-    };
-    Ok(command)
 }

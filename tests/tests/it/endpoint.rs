@@ -10,11 +10,11 @@ use tokio::net::TcpStream;
 use crate::sidecar::{KEY, await_key, start};
 use crate::support::SOON;
 
-const TEXT: &str = "/v1/keys/agent/apiKey";
+pub const TEXT: &str = "/v1/keys/agent/apiKey";
 const JSON: &str = "/v1/keys/agent";
 
 /// A sidecar that serves [`KEY`] as version 1 of `agent`.
-async fn serve() -> (Volume, Sidecar) {
+pub async fn serve() -> (Volume, Sidecar) {
     let mut volume = Volume::new().unwrap();
     volume.publish(1, KEY).unwrap();
     let sidecar = start(&[volume.source("agent")]).await;
@@ -22,14 +22,14 @@ async fn serve() -> (Volume, Sidecar) {
     (volume, sidecar)
 }
 
-fn assert_text(answer: &Answer, status: u16, words: &[&str]) {
+pub fn assert_text(answer: &Answer, status: u16, words: &[&str]) {
     assert_eq!(answer.status, status, "{answer:?}");
     for word in words {
         assert!(answer.body.contains(word), "no {word:?} in {answer:?}");
     }
 }
 
-async fn assert_honest_requests_work(sidecar: &Sidecar) {
+pub async fn assert_honest_requests_work(sidecar: &Sidecar) {
     assert_text(&sidecar.get(TEXT).await.unwrap(), 200, &[KEY]);
 }
 
@@ -188,9 +188,8 @@ async fn what_is_not_there_is_told_apart() {
         ("/v1/keys/other", ["no such access", "agent"]),
         ("/v1/keys/agent/baseUrl", ["no such key", "apiKey"]),
         ("/v1/keys/agent/..live.json", ["no such key", "apiKey"]),
-        ("/v1/keys/agent/apiKey/", ["/v1/keys", "<access>"]),
-        ("/v1/keys/agent/../agent/apiKey", ["/v1/keys", "<access>"]),
-        ("/v1/keys/", ["no such access", "agent"]),
+        ("/v1/keys/agent/apiKey/more", ["/v1/keys", "<access>"]),
+        ("/v1", ["/v1/keys", "<access>"]),
         ("/", ["/v1/keys", "<access>"]),
     ] {
         let answer = sidecar.get(path).await.unwrap();
@@ -264,82 +263,21 @@ async fn without_the_token_the_answer_is_the_line_that_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_honest_local_client_sends_is_refused() {
+async fn what_honest_clients_send_differently_is_taken() {
     let (_volume, sidecar) = serve().await;
     let [host, token] = sidecar.headers().unwrap();
     let (host, token) = (host.as_str(), token.as_str());
-    let port = sidecar.endpoint().port();
-    let other_port = format!("Host: localhost:{}", port ^ 1);
-    let with_suffix = format!("Host: localhost:{port}.example.com");
-    let absolute = format!("GET {}", sidecar.url(TEXT));
     let get = format!("GET {TEXT}");
-    let get = get.as_str();
-    let posted = format!("POST {TEXT}");
-    let query = format!("GET {TEXT}?token=1");
-    let cases: [(&str, &[&str], u16, &str); 24] = [
-        (get, &[token], 400, "one Host header"),
-        (get, &[token, host, host], 400, "one Host header"),
-        (get, &[token, host, "Host: example.com"], 400, "one Host header"),
-        (get, &[token, "Host: example.com"], 400, "one Host header"),
-        (get, &[token, "Host: localhost"], 400, "one Host header"),
-        (get, &[token, "Host:"], 400, "one Host header"),
-        (get, &[token, &other_port], 400, "one Host header"),
-        (get, &[token, &with_suffix], 400, "one Host header"),
-        (&absolute, &[token, host], 400, "the path alone"),
-        (&query, &[token, host], 400, "the path alone"),
-        (get, &[token, host, "Origin: https://example.com"], 403, "Origin"),
-        (get, &[token, host, "Origin: null"], 403, "Origin"),
-        (
-            get,
-            &[token, host, "Sec-Fetch-Site: cross-site"],
-            403,
-            "Sec-Fetch-Site",
-        ),
-        (get, &[token, host, "Sec-Fetch-Site: none"], 403, "Sec-Fetch-Site"),
-        (
-            get,
-            &[token, host, "X-Forwarded-For: 10.0.0.1"],
-            400,
-            "X-Forwarded-",
-        ),
-        (get, &[token, host, "x-forwarded-host: a"], 400, "X-Forwarded-"),
-        (get, &[token, host, "X-Forwarded-Anything:"], 400, "X-Forwarded-"),
-        (get, &[token, host, "Forwarded: for=10.0.0.1"], 400, "Forwarded"),
-        (&posted, &[token, host], 405, "only GET"),
-        (&posted, &[token, host, "Content-Length: 5"], 405, "only GET"),
-        ("DELETE /v1/keys/agent", &[token, host], 405, "only GET"),
-        ("OPTIONS /v1/keys/agent", &[host, "Origin: null"], 403, "Origin"),
-        ("OPTIONS *", &[token, host], 405, "only GET"),
-        (get, &[host], 401, "the token is missing"),
-    ];
-    for (line, headers, status, words) in cases {
-        let request = sidecar.send(line, headers).await.unwrap();
-        let answer = request.answer().await.unwrap();
-        assert_eq!(answer.status, status, "{line} {headers:?}: {answer:?}");
-        assert!(
-            answer.body.contains(words),
-            "no {words:?} to {line} {headers:?}: {answer:?}"
-        );
-        assert!(!answer.body.contains(KEY), "{line} {headers:?}");
-        assert_eq!(answer.header("access-control-allow-origin"), None);
-        assert_eq!(answer.header("allow"), (status == 405).then_some("GET"));
-        assert_honest_requests_work(&sidecar).await;
-    }
-
-    let long = format!("X-Long: {}", "x".repeat(64 * 1024));
-    let request = sidecar.send(get, &[token, host, &long]).await.unwrap();
-    assert_eq!(request.answer().await.unwrap().status, 431);
-    assert_honest_requests_work(&sidecar).await;
-
-    let by_address = format!("Host: 127.0.0.1:{port}");
+    let by_address = format!("Host: {}", sidecar.endpoint());
     let lower_case = token.replace("Bearer", "bearer");
     // Node's fetch always sends Sec-Fetch-Mode.
     for headers in [
         &[token, &by_address][..],
         &[&lower_case, host],
         &[token, host, "Sec-Fetch-Mode: cors"],
+        &[token, host, "Content-Length: 0"],
     ] {
-        let request = sidecar.send(get, headers).await.unwrap();
+        let request = sidecar.send(&get, headers).await.unwrap();
         assert_text(&request.answer().await.unwrap(), 200, &[KEY]);
     }
 }

@@ -258,7 +258,9 @@ async fn of_a_broken_companion_nothing_is_taken_and_the_problem_is_told() {
     let half = &whole[..whole.len() / 2];
     let (live, key) = (names::LIVE_JSON, names::API_KEY);
     let quoting = format!("{{\"schema\":1,\"version\":\"{NEXT}\"}}");
-    let cases: [(Files, &str); 7] = [
+    let huge = vec![b'k'; 1024 * 1024];
+    let cases: [(Files, &str); 8] = [
+        (&[(live, &whole), (key, &huge)], "larger than 65536 bytes"),
         (
             &[(live, half), (key, NEXT.as_bytes())],
             "`live.json` is malformed",

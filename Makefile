@@ -1,6 +1,10 @@
 # What one does with this repository. `make` alone lists it.
 CARGO ?= cargo
 DENY_VERSION := 0.20.2
+FUZZ_VERSION := 0.13.2
+# How long each target is fuzzed, and how many rotations a soak takes.
+FUZZ_SECONDS ?= 60
+SOAK_ROTATIONS ?= 10000
 TOOLS := $(CURDIR)/target/tools
 # Where tools that `make` had to install itself are; those already on the PATH come first.
 export PATH := $(PATH):$(TOOLS)/bin
@@ -9,7 +13,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # Static, so that a program needs nothing but itself; relocations packed, so that starting it touches fewer pages.
 SHIPPED := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
 
-.PHONY: help build release cluster crds test check deny demo bench
+.PHONY: help build release cluster crds test check deny demo bench soak fuzz
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +38,7 @@ test: cluster build ## Runs all tests, on real control planes
 
 check: deny ## Checks format, lints, licences and generated files
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	cargo-deny --locked check licenses bans sources
 	$(CARGO) run --locked -q -p llmwarden-controller -- crd --check $(CRDS)
@@ -48,3 +53,16 @@ bench: cluster release ## Measures delivery, endpoint, many accesses and footpri
 	$(CARGO) build --locked --release -p llmwarden-tests --bin bare
 	LLMWARDEN_PROGRAMS=$(CURDIR)/target/$(HOST)/release BENCH=$(BENCH) \
 		$(CARGO) run --locked --release -q -p llmwarden-tests --bin bench
+
+soak: ## Rotates 10,000 times under readers of file, endpoint and long poll (SOAK_ROTATIONS=n)
+	LLMWARDEN_SOAK_ROTATIONS=$(SOAK_ROTATIONS) $(CARGO) test --locked -p llmwarden-tests --test it -- --nocapture soak::
+
+# New inputs stay out of the seeds: what is worth it is copied there.
+fuzz: ## Fuzzes what comes from others, a minute each (FUZZ_SECONDS=n)
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked --version $(FUZZ_VERSION) --root $(TOOLS)
+	@for target in live_json request_head interval; do \
+		mkdir -p target/fuzz/corpus/$$target target/fuzz/artifacts/$$target; \
+		RUST_BACKTRACE=0 $(CARGO) fuzz run --sanitizer none --target-dir target/fuzz $$target \
+			target/fuzz/corpus/$$target fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -verbosity=0 \
+			-artifact_prefix=target/fuzz/artifacts/$$target/ || exit 1; \
+	done

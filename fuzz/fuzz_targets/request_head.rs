@@ -1,0 +1,134 @@
+//! The endpoint, from the first byte of a connection on: whatever is sent, no answer holds the key unless the token was
+//! sent, every answer is one of HTTP/1.1, and the connection ends.
+#![no_main]
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
+
+use libfuzzer_sys::fuzz_target;
+use llmwarden_proto::delivery::Companion;
+use llmwarden_proto::names;
+use llmwarden_sidecar::endpoint::Endpoint;
+use llmwarden_sidecar::endpoint::guard::{Guard, Transport};
+use llmwarden_sidecar::metrics::Metrics;
+use llmwarden_sidecar::server::{Answer, Arrival, MAX_CONNECTIONS, Server};
+use llmwarden_sidecar::store::{Held, Slot, Store};
+use llmwarden_sidecar::token::Token;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Semaphore;
+use tokio_util::net::Listener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::service_fn;
+
+const KEY: &[u8] = b"sk-test-fuzz";
+/// As it stands in the seeds.
+const TOKEN: &[u8] = b"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+const DOCUMENT: &[u8] = br#"{"version":1,"state":"active","keys":["apiKey"]}"#;
+
+static TOKEN_OF_THE_SEEDS: LazyLock<Arc<Token>> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join(names::TOKEN_FILE), TOKEN).expect("written");
+    Arc::new(Token::load_or_create(dir.path()).expect("loaded"))
+});
+
+thread_local! {
+    static RUNTIME: Runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
+}
+
+/// Accepts one connection.
+struct One(Option<DuplexStream>);
+
+impl Listener for One {
+    type Io = DuplexStream;
+    type Addr = ();
+
+    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(DuplexStream, ())>> {
+        self.0
+            .take()
+            .map_or(Poll::Pending, |stream| Poll::Ready(Ok((stream, ()))))
+    }
+
+    fn local_addr(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn store() -> Store {
+    let companion = Companion::parse(|name| match name {
+        names::LIVE_JSON => Some(DOCUMENT),
+        _ => Some(KEY),
+    });
+    let held = Held::of(companion.expect("readable"));
+    Store::new([(
+        "agent".to_owned(),
+        Slot {
+            held,
+            ..Slot::default()
+        },
+    )])
+}
+
+/// All that is answered.
+async fn converse(sent: &[u8]) -> Vec<u8> {
+    let address = SocketAddr::from(([127, 0, 0, 1], names::ENDPOINT_PORT));
+    let guard = Guard::new(
+        address,
+        TOKEN_OF_THE_SEEDS.clone(),
+        Path::new(names::DELIVERY_DIR).into(),
+    );
+    let metrics = Arc::new(Metrics::default());
+    let stop = CancellationToken::new();
+    let endpoint = Arc::new(Endpoint::new(
+        guard,
+        Arc::new(store()),
+        metrics.clone(),
+        stop.clone(),
+    ));
+    let connections = TaskTracker::new();
+    let server = Server {
+        places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        metrics,
+        stop: stop.clone(),
+        connections: connections.clone(),
+    };
+    let service = service_fn(move |arrival: Arrival| {
+        let endpoint = endpoint.clone();
+        async move { Ok::<Answer, Infallible>(endpoint.answer(arrival, Transport::Tcp).await) }
+    });
+    let (mut client, connection) = duplex(1024 * 1024);
+    let talk = async {
+        // It may have refused it before its end.
+        let _ = client.write_all(sent).await;
+        let _ = client.shutdown().await;
+        let mut answered = Vec::new();
+        let _ = client.read_to_end(&mut answered).await;
+        answered
+    };
+    let answered = tokio::select! {
+        answered = talk => answered,
+        () = server.serve(One(Some(connection)), service) => Vec::new(),
+    };
+    stop.cancel();
+    connections.close();
+    connections.wait().await;
+    answered
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+fuzz_target!(|sent: &[u8]| {
+    let answered = RUNTIME.with(|runtime| runtime.block_on(converse(sent)));
+    assert!(answered.is_empty() || answered.starts_with(b"HTTP/1."));
+    assert!(
+        !contains(&answered, KEY) || contains(sent, TOKEN),
+        "the key without the token"
+    );
+});

@@ -30,8 +30,8 @@ const DELETED: &str = "..deleted";
 
 /// How long a replaced version stays for readers that resolved the link before.
 const RETIREMENT: Duration = Duration::from_secs(1);
-/// How many of them stay at a time, however fast they follow each other.
-const MAX_RETIRED: usize = 16;
+/// How many of them stay at a time. Nobody rotates so fast; it bounds the space that they take.
+const MAX_RETIRED: usize = 256;
 /// How often the files are looked after when nothing changes.
 const CHECK: Duration = Duration::from_secs(5);
 
@@ -169,6 +169,8 @@ impl Directory {
 
     fn publish(&mut self, version: u64, files: &[(&str, Zeroizing<Vec<u8>>)]) -> Result<(), Error> {
         make_directory(&self.path)?;
+        // What is over makes room first.
+        self.sweep()?;
         let draft = self.path.join(DRAFT);
         remove_directory(&draft)?;
         make_directory(&draft)?;

@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::desired::DesiredSecret;
 use super::plan::{EventNote, Plan, Write};
-use crate::index::secret::{ObservedSecret, digest};
+use crate::index::secret::ObservedSecret;
 
 /// Why a plan was not carried out to its end.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,9 @@ pub enum ApplyError {
         /// The API server's word for it. Its message is left out: it may quote what was written.
         reason: String,
     },
+    /// The API server did not answer.
+    #[error("the API server did not answer in time")]
+    NoAnswer,
     /// Anything else.
     #[error(transparent)]
     Api(#[from] kube::Error),
@@ -167,16 +170,13 @@ pub async fn remove_rotation_request(client: &Client, access: &LLMAccess) -> Res
     }
 }
 
-/// Publishes an event about an object.
+/// Publishes an event about an object. What has the same action is folded into one.
 pub async fn publish<K: Resource<DynamicType = ()>>(
     recorder: &Recorder,
     about: &K,
     note: &EventNote,
+    action: String,
 ) -> kube::Result<()> {
-    // The recorder folds repetitions into the first event, also those that differ in their words, which are then lost.
-    // The action, which nobody reads, tells these apart.
-    let [a, b, c, d, ..] = digest(note.message.as_bytes());
-    let action = format!("Reconcile-{a:02x}{b:02x}{c:02x}{d:02x}");
     let event = Event {
         type_: if note.warning {
             EventType::Warning

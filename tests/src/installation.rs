@@ -131,21 +131,26 @@ impl Installation {
     /// Starts a further controller, which reaches the API server as `kubeconfig` says and logs to `<name>.log`, and waits
     /// until it reconciles.
     pub async fn start_through(&self, kubeconfig: &Path, name: &str, flags: &[&str]) -> Result<Process> {
-        let mut command = Command::new(binaries::controller()?);
-        command
-            .args(["--namespace", SYSTEM])
-            .args(flags)
-            .env("KUBECONFIG", kubeconfig)
-            .env(LEVEL_VARIABLE, &self.log_level);
         let log = self.work_dir().join(format!("{name}.log"));
         let already = std::fs::metadata(&log).map_or(0, |log| log.len());
-        let process = Process::spawn(name, &command, &log)?;
+        let process = self.spawn_through(kubeconfig, name, flags)?;
         process
             .await_log_from(usize::try_from(already)?, START, |line| {
                 line.contains("everything is listed")
             })
             .await?;
         Ok(process)
+    }
+
+    /// [`start_through`](Self::start_through), without waiting.
+    pub fn spawn_through(&self, kubeconfig: &Path, name: &str, flags: &[&str]) -> Result<Process> {
+        let mut command = Command::new(binaries::controller()?);
+        command
+            .args(["--namespace", SYSTEM])
+            .args(flags)
+            .env("KUBECONFIG", kubeconfig)
+            .env(LEVEL_VARIABLE, &self.log_level);
+        Process::spawn(name, &command, self.work_dir().join(format!("{name}.log")))
     }
 
     /// One installation, with the default flags, for all tests of this process that can share it: each works in

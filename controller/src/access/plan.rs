@@ -132,7 +132,7 @@ fn provision(seen: &Observation, provider: &LLMProvider, grant: &Grant, settings
     let companion_name = access.companion_name();
     let present = seen.own_companion();
     let render = |stamp| active_companion(access, provider, grant, &placeholder, stamp);
-    let settled = settled_stamp(present, render);
+    let settled = settled_stamp(seen, present, render);
     let stamp = settled.unwrap_or_else(|| next_stamp(seen));
     let delivered = Delivered {
         version: stamp.0,
@@ -226,7 +226,7 @@ fn deny(seen: &Observation, refusal: &Refusal, settings: &Settings) -> Plan {
 
     let message = format!("{}. The key was withdrawn at {withdraw_at}", refusal.message);
     let render = |stamp| withdrawn_companion(&refusal.message, stamp);
-    let stamp = settled_stamp(companion, render).unwrap_or_else(|| next_stamp(seen));
+    let stamp = settled_stamp(seen, companion, render).unwrap_or_else(|| next_stamp(seen));
     let name = seen.access.companion_name();
     write_own(
         companion,
@@ -277,21 +277,19 @@ fn hold(seen: &Observation, refusal: &Refusal) -> Plan {
     plan
 }
 
-/// Version and time of a companion that is exactly what it should be.
+/// Version and time of a companion that is exactly what it should be. One from a backup is not: sidecars know a newer one.
 fn settled_stamp(
+    seen: &Observation,
     present: Option<&Arc<ObservedSecret>>,
     render: impl Fn((u64, Timestamp)) -> Data,
 ) -> Option<(u64, Timestamp)> {
     let present = present?;
     let delivery = present.delivery()?;
     let stamp = (delivery.version, delivery.issued_at);
-    present.holds(&render(stamp)).then_some(stamp)
+    (recorded_version(seen) <= Some(delivery.version) && present.holds(&render(stamp))).then_some(stamp)
 }
 
 fn next_stamp(seen: &Observation) -> (u64, Timestamp) {
-    let recorded = old_status(seen)
-        .credential_version
-        .and_then(|version| u64::try_from(version).ok());
     let written = seen
         .secrets
         .get(&seen.access.companion_name())
@@ -300,18 +298,24 @@ fn next_stamp(seen: &Observation) -> (u64, Timestamp) {
     // What the API can't express as an integer never was a version of ours.
     let written = written.filter(|version| i64::try_from(*version).is_ok_and(|v| v < i64::MAX));
     let issued_at = Timestamp::from_millisecond(seen.now.as_millisecond()).unwrap_or(seen.now);
-    (next_version(recorded.max(written), seen.now), issued_at)
+    (
+        next_version(recorded_version(seen).max(written), seen.now),
+        issued_at,
+    )
+}
+
+/// The version that the status speaks of.
+fn recorded_version(seen: &Observation) -> Option<u64> {
+    let recorded = seen.access.status.as_ref()?.credential_version?;
+    u64::try_from(recorded).ok()
 }
 
 /// Whether the companion holds the key and the version that the status speaks of: then a difference is a change of
 /// settings, not an edit.
 fn companion_intact(seen: &Observation, key: &SecretString) -> bool {
-    let recorded = old_status(seen)
-        .credential_version
-        .and_then(|version| u64::try_from(version).ok());
     seen.own_companion().is_some_and(|companion| {
         companion.holds_value(names::API_KEY, key)
-            && companion.delivery().map(|delivery| delivery.version) == recorded
+            && companion.delivery().map(|delivery| delivery.version) == recorded_version(seen)
     })
 }
 
@@ -413,5 +417,7 @@ pub(super) fn until(now: Timestamp, then: Timestamp) -> Duration {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod versions;
 #[cfg(test)]
 mod world;

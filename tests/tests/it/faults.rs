@@ -6,10 +6,12 @@ use std::collections::HashMap;
 use futures::future::join_all;
 use kube::ResourceExt;
 use kube::api::DeleteParams;
+use llmwarden_proto::access::Trigger;
 use llmwarden_proto::names::API_KEY;
 use llmwarden_proto::reason::Reason;
 use llmwarden_tests::api_proxy::{Fate, Side};
 use llmwarden_tests::installation::{ENABLED_LABEL, Exclusive, SYSTEM};
+use llmwarden_tests::wait::same;
 use llmwarden_tests::{ApiProxy, Installation, Process, Signal, eventually};
 use serde_json::json;
 
@@ -161,7 +163,7 @@ async fn writes_that_fail_are_made_again_and_not_too_often() {
         Fate::Refuse(403),
     ];
     let tenants = join_all(fates.iter().map(|_| bench.tenant())).await;
-    // The first three writes of each Secret, and of each status.
+    // The first two writes of each Secret, and of each status.
     let mut left: HashMap<(String, String), usize> = HashMap::new();
     let by_namespace: HashMap<_, _> = tenants
         .iter()
@@ -182,7 +184,7 @@ async fn writes_that_fail_are_made_again_and_not_too_often() {
         let counted = call.resource != "events" && call.is_write();
         let count = left
             .entry((call.namespace.clone(), call.resource.clone() + &call.name))
-            .or_insert(3);
+            .or_insert(2);
         if !counted || *count == 0 {
             return Fate::Forward;
         }
@@ -204,8 +206,8 @@ async fn writes_that_fail_are_made_again_and_not_too_often() {
         await_key(tenant, NEW_KEY).await;
         tenant.await_ready("agent").await;
         eprintln!("{fate:?}: {} write requests", bench.attempts(tenant, before));
-        // Three writes and an event; three failures of each; and what other passes tried meanwhile.
-        assert!(bench.attempts(tenant, before) <= 30, "{fate:?}");
+        // Three writes and an event; two failures of each; and what other passes tried meanwhile.
+        assert!(bench.attempts(tenant, before) <= 20, "{fate:?}");
     }
 }
 
@@ -244,7 +246,10 @@ async fn an_api_server_that_restarts_or_throttles_only_delays() {
     bench.proxy.no_rule();
     for tenant in &tenants {
         tenant.await_ready("agent").await;
-        assert_eq!(tenant.occurrences("agent", Reason::Rotated).await, 2);
+        let history = tenant.access("agent").await.status.unwrap().history;
+        let triggers: Vec<_> = history.iter().map(|entry| entry.trigger).collect();
+        let rotated = Trigger::MasterChanged;
+        assert_eq!(triggers, [rotated, rotated, Trigger::Provisioned]);
     }
     let requests = bench.proxy.records().len() - before;
     eprintln!("{requests} requests for {} accesses", tenants.len());
@@ -294,12 +299,9 @@ async fn what_happens_while_no_watch_is_open_is_seen_afterwards() {
         await_key(&edited, KEY).await;
         for (tenant, name) in [(&renamed, "renamed"), (&deleted, "again")] {
             eventually(&format!("{name} alone, after {gap:?}"), SOON, async || {
-                let names = tenant.secret_names().await;
-                if names == ["agent.llmwarden", name] {
-                    Ok(())
-                } else {
-                    Err(names.join(" "))
-                }
+                let mut names = tenant.secret_names().await;
+                names.retain(|name| name != "agent.llmwarden");
+                same(&names.as_slice(), &[name.to_owned()].as_slice())
             })
             .await;
             tenant.await_ready("agent").await;
@@ -420,7 +422,7 @@ async fn events_of_an_access_that_goes_to_and_fro_are_few_objects() {
             .count()
     };
     let mut number = 0;
-    while told() < 1000 {
+    while told() < 300 {
         for allowed in [None, Some("true")] {
             let labels = json!({ "metadata": { "labels": { ENABLED_LABEL: allowed } } });
             patch(&tenant.namespaces(), &tenant.namespace, labels).await;

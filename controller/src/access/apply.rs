@@ -80,9 +80,13 @@ async fn create(api: &Api<Secret>, access: &LLMAccess, desired: &DesiredSecret) 
             Ok(())
         }
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
-            Err(match api.get_opt(&desired.name).await? {
-                Some(secret) => ApplyError::Occupied(Arc::new(secret.into())),
-                None => ApplyError::OutOfDate(desired.name.clone()),
+            let secret = api.get_opt(&desired.name).await?;
+            let secret = secret.map(|secret| Arc::new(ObservedSecret::from(secret)));
+            let own = access.uid().unwrap_or_default();
+            Err(match secret {
+                // Of somebody who knows more than this plan: its precondition would make an old plan look like a new one.
+                Some(secret) if !secret.is_owned_by(&own) => ApplyError::Occupied(secret),
+                _ => ApplyError::OutOfDate(desired.name.clone()),
             })
         }
         Err(error) => Err(classify(error, &desired.name)),

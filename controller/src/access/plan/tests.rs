@@ -230,7 +230,8 @@ fn outcome(world: &World) -> impl PartialEq + std::fmt::Debug + use<> {
         .secrets
         .get("agent.llmwarden")
         .map(|_| world.document().state);
-    (secrets, conditions, state)
+    let newest = world.status().history.first().map(|newest| newest.trigger);
+    (secrets, conditions, state, newest)
 }
 
 #[test]

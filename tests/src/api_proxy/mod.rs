@@ -37,6 +37,9 @@ use tokio_util::sync::CancellationToken;
 use crate::control_plane::ControlPlane;
 pub use call::Call;
 
+/// How long a write is waited for.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
 /// What becomes of a request.
@@ -146,7 +149,10 @@ pub struct Stop {
 impl Stop {
     /// Waits until the write is held.
     pub async fn reached(&mut self) -> Result<()> {
-        (&mut self.reached).await.context("the write was passed on")
+        let reached = tokio::time::timeout(PATIENCE, &mut self.reached).await;
+        reached
+            .context("the write did not come")?
+            .context("the write was passed on")
     }
 
     /// Lets the write go on.

@@ -332,7 +332,7 @@ async fn an_answer_that_never_comes_holds_nobody_up_for_ever() {
     other.set_master(NEW_KEY).await;
     await_key(&other, NEW_KEY).await;
     await_key(&held, NEW_KEY).await;
-    held.await_ready("agent").await;
+    await_rotations(&held, 1).await;
 
     // Told to stop in the middle of one, it ends in time.
     let namespace = held.namespace.clone();

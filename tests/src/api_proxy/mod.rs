@@ -320,6 +320,8 @@ impl State {
     /// Does to a request what the rule says; an error ends the connection.
     async fn handle(&self, request: Request<Incoming>) -> Result<Answer> {
         let call = Call::new(request.method(), request.uri());
+        // Taken before the rule is asked: a watch that an older rule let pass is one that the next cut ends.
+        let cut = self.inner().watches.clone();
         let (index, fate, pause) = self.arrived(&call);
         if let Some(pause) = pause {
             pause.wait().await?;
@@ -342,7 +344,10 @@ impl State {
             pause.wait().await?;
         }
         Ok(if call.verb == "watch" {
-            self.until_cut(answer)
+            answer.map(|body| {
+                let frames = BodyStream::new(body).take_until(cut.cancelled_owned());
+                BodyExt::boxed_unsync(StreamBody::new(frames))
+            })
         } else {
             answer
         })
@@ -355,14 +360,6 @@ impl State {
         let body = Body::from(body.collect().await?.to_bytes());
         let answer = self.upstream.send(Request::from_parts(head, body)).await?;
         Ok(answer.map(|body| body.map_err(io::Error::other).boxed_unsync()))
-    }
-
-    fn until_cut(&self, answer: Answer) -> Answer {
-        let cut = self.inner().watches.clone();
-        answer.map(|body| {
-            let frames = BodyStream::new(body).take_until(cut.cancelled_owned());
-            BodyExt::boxed_unsync(StreamBody::new(frames))
-        })
     }
 }
 

@@ -79,6 +79,8 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
                 instance,
             },
             recorder: Recorder::new(client.clone(), reporter),
+            told: access::told::Told::default(),
+            folding: access::folding::Folding::default(),
             metrics: metrics.clone(),
         }),
         providers: Arc::new(provider::Context {

@@ -12,6 +12,10 @@ pub const ROTATE_NOW: &str = "now";
 /// Annotation on a Secret that llmwarden does not own: its owner hands it over to the `LLMAccess` that is named here.
 pub const ADOPT_ANNOTATION: &str = "llmwarden.io/adopt";
 
+/// Annotation on a companion: why its version was made ([`crate::access::Trigger`]). Whoever finds a version that is not
+/// recorded yet, after a crash, could not tell otherwise.
+pub const CAUSE_ANNOTATION: &str = "llmwarden.io/cause";
+
 /// Name of the controller's own Secret, in its own namespace: what placeholders and key ids are derived from.
 pub const INSTANCE_SECRET: &str = "llmwarden-instance";
 

@@ -158,6 +158,11 @@ impl ControlPlane {
 
     /// A kubeconfig with the rights of a service account, which is made, with its namespace, unless it exists.
     pub async fn kubeconfig_for(&self, namespace: &str, name: &str) -> Result<PathBuf> {
+        self.kubeconfig_through(&self.url(), namespace, name).await
+    }
+
+    /// [`kubeconfig_for`](Self::kubeconfig_for) a program that reaches the API server at another URL.
+    pub async fn kubeconfig_through(&self, server: &str, namespace: &str, name: &str) -> Result<PathBuf> {
         let metadata = |name: &str| ObjectMeta {
             name: Some(name.to_owned()),
             ..ObjectMeta::default()
@@ -194,14 +199,10 @@ impl ControlPlane {
             .create_token_request(name, &PostParams::default(), &request)
             .await?;
         let token = answer.status.context("a TokenRequest without a status")?.token;
-        let file = format!("{namespace}.{name}");
-        kubeconfig::write(
-            self.work_dir(),
-            &file,
-            &self.url(),
-            self.authority(),
-            &User::Token(&token),
-        )
+        let port = server.rsplit(':').next().unwrap_or_default();
+        let file = format!("{namespace}.{name}.{port}");
+        let user = User::Token(&token);
+        kubeconfig::write(self.work_dir(), &file, server, self.authority(), &user)
     }
 
     /// `kubectl` with all rights on this cluster.

@@ -1,6 +1,7 @@
 //! llmwarden on a control plane: its definitions, its namespace, and the controller as a process.
 
 use std::ops::Deref;
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +15,7 @@ use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::logging::LEVEL_VARIABLE;
 use llmwarden_proto::provider::LLMProvider;
 use serde_json::json;
-use tokio::sync::OnceCell;
+use tokio::sync::{MutexGuard, OnceCell};
 
 use crate::binaries;
 use crate::control_plane::{ControlPlane, Options};
@@ -66,6 +67,28 @@ impl Drop for Shared {
     }
 }
 
+/// The installation without a controller that the tests of one process share, one at a time; see
+/// [`Installation::exclusive`].
+#[derive(Debug)]
+pub struct Exclusive {
+    installation: &'static Installation,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Deref for Exclusive {
+    type Target = Installation;
+
+    fn deref(&self) -> &Installation {
+        self.installation
+    }
+}
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        self.installation.cluster.keep_if_panicking();
+    }
+}
+
 impl Installation {
     /// Starts a control plane of its own and a controller with `flags`, and waits until that reconciles.
     pub async fn start(flags: &[&str]) -> Result<Self> {
@@ -75,19 +98,62 @@ impl Installation {
 
     /// [`start`](Self::start), with a controller that logs at this level.
     pub async fn start_logging(flags: &[&str], level: &str) -> Result<Self> {
+        let installation = Self::without_controller(flags, level).await?;
+        installation.start_controller().await?;
+        Ok(installation)
+    }
+
+    async fn without_controller(flags: &[&str], level: &str) -> Result<Self> {
         let options = Options {
             crds: vec![LLMAccess::crd(), LLMProvider::crd()],
             ..Options::default()
         };
         let installation = Self {
-            controller: Mutex::new(None),
+            controller: Mutex::default(),
             flags: flags.iter().map(ToString::to_string).collect(),
             log_level: level.to_owned(),
             cluster: ControlPlane::start_with(options).await?,
         };
         installation.create_namespace(SYSTEM, false).await?;
-        installation.start_controller().await?;
         Ok(installation)
+    }
+
+    /// One installation without a controller, for tests that start and kill their own: each has it for itself, with what
+    /// earlier ones left there. It ends with the process.
+    pub async fn exclusive() -> Result<Exclusive> {
+        static SHARED: OnceCell<Installation> = OnceCell::const_new();
+        static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let turn = TURN.lock().await;
+        let installation = SHARED.get_or_try_init(async || Self::without_controller(&[], "debug").await);
+        Ok(Exclusive {
+            installation: installation.await?,
+            _turn: turn,
+        })
+    }
+
+    /// Starts a further controller, which reaches the API server as `kubeconfig` says and logs to `<name>.log`, and waits
+    /// until it reconciles.
+    pub async fn start_through(&self, kubeconfig: &Path, name: &str, flags: &[&str]) -> Result<Process> {
+        let log = self.work_dir().join(format!("{name}.log"));
+        let already = std::fs::metadata(&log).map_or(0, |log| log.len());
+        let process = self.spawn_through(kubeconfig, name, flags)?;
+        process
+            .await_log_from(usize::try_from(already)?, START, |line| {
+                line.contains("everything is listed")
+            })
+            .await?;
+        Ok(process)
+    }
+
+    /// [`start_through`](Self::start_through), without waiting.
+    pub fn spawn_through(&self, kubeconfig: &Path, name: &str, flags: &[&str]) -> Result<Process> {
+        let mut command = Command::new(binaries::controller()?);
+        command
+            .args(["--namespace", SYSTEM])
+            .args(flags)
+            .env("KUBECONFIG", kubeconfig)
+            .env(LEVEL_VARIABLE, &self.log_level);
+        Process::spawn(name, &command, self.work_dir().join(format!("{name}.log")))
     }
 
     /// One installation, with the default flags, for all tests of this process that can share it: each works in

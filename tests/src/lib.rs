@@ -8,6 +8,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod api_proxy;
 pub mod binaries;
 mod certificates;
 pub mod client;
@@ -24,6 +25,7 @@ pub mod volume;
 pub mod wait;
 mod work_dir;
 
+pub use api_proxy::ApiProxy;
 pub use control_plane::{ControlPlane, Options};
 pub use installation::Installation;
 pub use ports::free_port;

@@ -14,7 +14,7 @@ use tracing::info;
 
 use super::desired::DesiredSecret;
 use super::plan::{EventNote, Plan, Write};
-use crate::index::secret::{ObservedSecret, digest};
+use crate::index::secret::ObservedSecret;
 use crate::metrics::Metrics;
 
 /// Why a plan was not carried out to its end.
@@ -34,6 +34,9 @@ pub enum ApplyError {
         /// Why, without any of what was written.
         why: String,
     },
+    /// The API server did not answer.
+    #[error("the API server did not answer in time")]
+    NoAnswer,
     /// Anything else.
     #[error("{}", describe(.0))]
     Api(#[from] kube::Error),
@@ -89,9 +92,13 @@ async fn create(
             Ok(())
         }
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
-            Err(match api.get_opt(&desired.name).await? {
-                Some(secret) => ApplyError::Occupied(Arc::new(secret.into())),
-                None => ApplyError::OutOfDate(desired.name.clone()),
+            let secret = api.get_opt(&desired.name).await?;
+            let secret = secret.map(|secret| Arc::new(ObservedSecret::from(secret)));
+            let own = access.uid().unwrap_or_default();
+            Err(match secret {
+                // Of somebody who knows more than this plan: its precondition would make an old plan look like a new one.
+                Some(secret) if !secret.is_owned_by(&own) => ApplyError::Occupied(secret),
+                _ => ApplyError::OutOfDate(desired.name.clone()),
             })
         }
         Err(error) => Err(classify(error, &desired.name)),
@@ -185,16 +192,13 @@ pub async fn remove_rotation_request(client: &Client, access: &LLMAccess) -> Res
     }
 }
 
-/// Publishes an event about an object.
+/// Publishes an event about an object. What has the same action is folded into one.
 pub async fn publish<K: Resource<DynamicType = ()>>(
     recorder: &Recorder,
     about: &K,
     note: &EventNote,
+    action: String,
 ) -> kube::Result<()> {
-    // The recorder folds repetitions into the first event, also those that differ in their words, which are then lost.
-    // The action, which nobody reads, tells these apart.
-    let [a, b, c, d, ..] = digest(note.message.as_bytes());
-    let action = format!("Reconcile-{a:02x}{b:02x}{c:02x}{d:02x}");
     let event = Event {
         type_: if note.warning {
             EventType::Warning

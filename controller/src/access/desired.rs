@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use kube::api::ObjectMeta;
-use llmwarden_proto::access::LLMAccess;
+use llmwarden_proto::access::{LLMAccess, Trigger};
 use llmwarden_proto::delivery::{Delivery, SCHEMA, State, Upstream};
 use llmwarden_proto::names;
 use llmwarden_proto::provider::LLMProvider;
@@ -165,6 +165,14 @@ impl DesiredSecret {
             annotations,
             labels,
         }
+    }
+
+    /// With a note on why its version was made.
+    #[must_use]
+    pub fn caused_by(mut self, cause: Trigger) -> Self {
+        self.annotations
+            .insert(names::CAUSE_ANNOTATION.to_owned(), format!("{cause:?}"));
+        self
     }
 
     /// The object, owned by the access.

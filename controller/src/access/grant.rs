@@ -322,8 +322,8 @@ pub fn master_key(
         Some(MasterValue::Invalid) => held(
             Reason::MasterKeyInvalid,
             format!(
-                "{at}: `{key}` of Secret {namespace}/{secret} is not one line of printable ASCII, or longer than 64 KiB: \
-                 put the key there, and nothing else"
+                "{at}: `{key}` of Secret {namespace}/{secret} is not one line of printable ASCII of at most 64 KiB: put \
+                 the key there, and nothing else"
             ),
         ),
         // What else the Secret holds is none of the tenants' business, who read this too.

@@ -2,8 +2,10 @@
 
 pub mod apply;
 pub mod desired;
+pub mod folding;
 pub mod grant;
 pub mod observe;
 pub mod plan;
 pub mod reconcile;
 pub mod status;
+pub mod told;

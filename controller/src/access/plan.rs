@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use llmwarden_proto::access::LLMAccessStatus;
+use llmwarden_proto::access::{LLMAccessStatus, Trigger};
 use llmwarden_proto::delivery::{State, next_version};
 use llmwarden_proto::names;
 use llmwarden_proto::provider::{LLMProvider, whole_seconds};
@@ -124,6 +124,7 @@ fn provision(seen: &Observation, provider: &LLMProvider, grant: &Grant, settings
         seen,
         &access.spec.secret_name,
         application,
+        None,
         grant,
         &mut plan.writes,
     );
@@ -131,19 +132,28 @@ fn provision(seen: &Observation, provider: &LLMProvider, grant: &Grant, settings
     let companion_name = access.companion_name();
     let present = seen.own_companion();
     let render = |stamp| active_companion(access, provider, grant, &placeholder, stamp);
-    let stamp = settled_stamp(present, render).unwrap_or_else(|| next_stamp(seen));
-    ensure(seen, &companion_name, render(stamp), grant, &mut plan.writes);
-
-    let keep = BTreeSet::from([access.spec.secret_name.as_str(), companion_name.as_str()]);
-    let leftovers: Vec<_> = remove_others(seen, &keep, &mut plan.writes);
-
+    let settled = settled_stamp(seen, present, render);
+    let stamp = settled.unwrap_or_else(|| next_stamp(seen));
     let delivered = Delivered {
         version: stamp.0,
         issued_at: stamp.1,
         key_id: settings.instance.key_id(&grant.key),
         companion_intact: companion_intact(seen, &grant.key),
+        cause: settled.and(present).and_then(|companion| companion.cause()),
     };
     let trigger = status::record_delivery(&mut plan.status, &old, &delivered);
+    let companion = render(stamp);
+    ensure(seen, &companion_name, companion, trigger, grant, &mut plan.writes);
+
+    let keep = BTreeSet::from([access.spec.secret_name.as_str(), companion_name.as_str()]);
+    let mut leftovers = remove_others(seen, &keep, &mut plan.writes);
+    // Removed before a crash: the status still speaks of it.
+    leftovers.extend(
+        old.secret_ref
+            .map(|secret| secret.name)
+            .filter(|name| *name != access.spec.secret_name),
+    );
+
     status::granted(seen, provider, grant, &delivered, &mut plan);
 
     for name in &grant.adopts {
@@ -216,7 +226,7 @@ fn deny(seen: &Observation, refusal: &Refusal, settings: &Settings) -> Plan {
 
     let message = format!("{}. The key was withdrawn at {withdraw_at}", refusal.message);
     let render = |stamp| withdrawn_companion(&refusal.message, stamp);
-    let stamp = settled_stamp(companion, render).unwrap_or_else(|| next_stamp(seen));
+    let stamp = settled_stamp(seen, companion, render).unwrap_or_else(|| next_stamp(seen));
     let name = seen.access.companion_name();
     write_own(
         companion,
@@ -231,13 +241,9 @@ fn deny(seen: &Observation, refusal: &Refusal, settings: &Settings) -> Plan {
     }
     remove_others(seen, &keep, &mut plan.writes);
     plan.status.withdraw_at.clone_from(&old.withdraw_at);
-    status::record_withdrawal(&mut plan.status, &old, stamp);
+    let news = status::record_withdrawal(&mut plan.status, &old, stamp);
     status::refused(seen, refusal, &message, false, &mut plan);
-    if companion.is_none_or(|secret| {
-        secret
-            .delivery()
-            .is_none_or(|delivery| delivery.state == State::Active)
-    }) {
+    if news {
         plan.events.push(EventNote::warning(Reason::Withdrawn, message));
     }
     plan
@@ -271,21 +277,19 @@ fn hold(seen: &Observation, refusal: &Refusal) -> Plan {
     plan
 }
 
-/// Version and time of a companion that is exactly what it should be.
+/// Version and time of a companion that is exactly what it should be. One from a backup is not: sidecars know a newer one.
 fn settled_stamp(
+    seen: &Observation,
     present: Option<&Arc<ObservedSecret>>,
     render: impl Fn((u64, Timestamp)) -> Data,
 ) -> Option<(u64, Timestamp)> {
     let present = present?;
     let delivery = present.delivery()?;
     let stamp = (delivery.version, delivery.issued_at);
-    present.holds(&render(stamp)).then_some(stamp)
+    (recorded_version(seen) <= Some(delivery.version) && present.holds(&render(stamp))).then_some(stamp)
 }
 
 fn next_stamp(seen: &Observation) -> (u64, Timestamp) {
-    let recorded = old_status(seen)
-        .credential_version
-        .and_then(|version| u64::try_from(version).ok());
     let written = seen
         .secrets
         .get(&seen.access.companion_name())
@@ -294,25 +298,41 @@ fn next_stamp(seen: &Observation) -> (u64, Timestamp) {
     // What the API can't express as an integer never was a version of ours.
     let written = written.filter(|version| i64::try_from(*version).is_ok_and(|v| v < i64::MAX));
     let issued_at = Timestamp::from_millisecond(seen.now.as_millisecond()).unwrap_or(seen.now);
-    (next_version(recorded.max(written), seen.now), issued_at)
+    (
+        next_version(recorded_version(seen).max(written), seen.now),
+        issued_at,
+    )
+}
+
+/// The version that the status speaks of.
+fn recorded_version(seen: &Observation) -> Option<u64> {
+    let recorded = seen.access.status.as_ref()?.credential_version?;
+    u64::try_from(recorded).ok()
 }
 
 /// Whether the companion holds the key and the version that the status speaks of: then a difference is a change of
 /// settings, not an edit.
 fn companion_intact(seen: &Observation, key: &SecretString) -> bool {
-    let recorded = old_status(seen)
-        .credential_version
-        .and_then(|version| u64::try_from(version).ok());
     seen.own_companion().is_some_and(|companion| {
         companion.holds_value(names::API_KEY, key)
-            && companion.delivery().map(|delivery| delivery.version) == recorded
+            && companion.delivery().map(|delivery| delivery.version) == recorded_version(seen)
     })
 }
 
 /// Makes a Secret be as desired. Says whether one that was there before had to be mended.
-fn ensure(seen: &Observation, name: &str, data: Data, grant: &Grant, writes: &mut Vec<Write>) -> bool {
+fn ensure(
+    seen: &Observation,
+    name: &str,
+    data: Data,
+    cause: Option<Trigger>,
+    grant: &Grant,
+    writes: &mut Vec<Write>,
+) -> bool {
     let present = seen.secrets.get(name);
-    let desired = DesiredSecret::new(name, data, present.map(AsRef::as_ref));
+    let mut desired = DesiredSecret::new(name, data, present.map(AsRef::as_ref));
+    if let Some(cause) = cause {
+        desired = desired.caused_by(cause);
+    }
     match present {
         Some(foreign) if grant.adopts.iter().any(|adopted| adopted == name) => {
             writes.push(Write::Replace(desired, Arc::clone(foreign)));
@@ -339,7 +359,7 @@ fn write_own(present: Option<&Arc<ObservedSecret>>, desired: DesiredSecret, writ
 }
 
 /// Deletes what the access owns under other names.
-fn remove_others(seen: &Observation, keep: &BTreeSet<&str>, writes: &mut Vec<Write>) -> Vec<String> {
+fn remove_others(seen: &Observation, keep: &BTreeSet<&str>, writes: &mut Vec<Write>) -> BTreeSet<String> {
     let others = seen
         .secrets
         .values()
@@ -397,5 +417,7 @@ pub(super) fn until(now: Timestamp, then: Timestamp) -> Duration {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod versions;
 #[cfg(test)]
 mod world;

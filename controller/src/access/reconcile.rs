@@ -14,8 +14,10 @@ use llmwarden_proto::reason::Reason;
 use tracing::{debug, info, warn};
 
 use super::apply::{self, ApplyError};
+use super::folding::Folding;
 use super::observe::{Observation, rotation_requested};
 use super::plan::{EventNote, Plan, Settings, plan, refused};
+use super::told::Told;
 use crate::index::watch::SharedIndex;
 use crate::metrics::Metrics;
 
@@ -27,6 +29,10 @@ const OUT_OF_DATE_RETRY: Duration = Duration::from_millis(500);
 const MASTER_RETRY: Duration = Duration::from_millis(50);
 /// After how long a pass is tried again that the API server failed.
 const FAILED_RETRY: Duration = Duration::from_secs(5);
+/// How long a pass may take: it is safe to end anywhere. Less than a pod is given to end in.
+const PASS_PATIENCE: Duration = Duration::from_secs(15);
+/// How long the status waits for an event that goes before it.
+const EVENT_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a refused write is tried again: a quota or an admission policy may have changed.
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
 
@@ -45,11 +51,22 @@ pub struct Context {
     pub recorder: Recorder,
     /// What is counted.
     pub metrics: Metrics,
+    /// Which of them went there.
+    pub told: Told,
+    /// Which of them are folded.
+    pub folding: Folding,
 }
 
-/// One pass over one access.
+/// One pass over one access, that ends even if the API server is silent: a connection whose other end is gone says nothing.
 pub async fn reconcile(access: Arc<LLMAccess>, context: Arc<Context>) -> Result<Action, ApplyError> {
-    if rotation_requested(&access) && !master_is_current(&access, &context).await? {
+    let pass = pass(access, &context);
+    tokio::time::timeout(PASS_PATIENCE, pass)
+        .await
+        .unwrap_or(Err(ApplyError::NoAnswer))
+}
+
+async fn pass(access: Arc<LLMAccess>, context: &Context) -> Result<Action, ApplyError> {
+    if rotation_requested(&access) && !master_is_current(&access, context).await? {
         return Ok(Action::requeue(MASTER_RETRY));
     }
     let mut seen = Observation::new(&context.index.read(), access, Timestamp::now());
@@ -59,13 +76,13 @@ pub async fn reconcile(access: Arc<LLMAccess>, context: Arc<Context>) -> Result<
             return Ok(Action::await_change());
         };
         match apply::write_secrets(&context.client, &seen.access, &plan, &context.metrics).await {
-            Ok(()) => return finish(&seen, &plan, &context, plan.look_again).await,
+            Ok(()) => return finish(&seen, &plan, context, plan.look_again).await,
             Err(ApplyError::Occupied(secret)) => {
                 seen.secrets.insert(secret.name.clone(), secret);
             }
             Err(error @ ApplyError::Refused { .. }) => {
                 let plan = refused(&seen, &error.to_string());
-                return finish(&seen, &plan, &context, Some(REFUSED_RETRY)).await;
+                return finish(&seen, &plan, context, Some(REFUSED_RETRY)).await;
             }
             Err(error) => return Err(error),
         }
@@ -83,17 +100,25 @@ async fn finish(
     look_again: Option<Duration>,
 ) -> Result<Action, ApplyError> {
     let access = seen.access.as_ref();
+    let changes_status = access.status.as_ref() != Some(&plan.status);
+    // Those that no change of the status goes with come once their cause is dealt with: nothing else tells them apart.
+    let (first, last): (Vec<_>, Vec<_>) = plan
+        .events
+        .iter()
+        .partition(|event| changes_status && event.reason != Reason::NothingToRotate);
+    for event in first {
+        if !context.told.has(access, event) && publish(context, access, event).await {
+            context.told.remember(access, event, seen.now);
+        }
+    }
     apply::write_status(&context.client, access, plan).await?;
     audit(seen, plan);
     context.metrics.passed("settled");
-    // Before its event: a pass on an access that is out of date would tell it again.
     let first_to_handle =
         plan.rotation_handled && apply::remove_rotation_request(&context.client, access).await?;
-    let told_already = |event: &&EventNote| event.reason == Reason::NothingToRotate && !first_to_handle;
-    for event in plan.events.iter().filter(|event| !told_already(event)) {
-        if let Err(error) = apply::publish(&context.recorder, access, event).await {
-            // The status says the same: an event is not worth another pass.
-            warn!(access = %access.name_any(), %error, "an event could not be published");
+    for event in last {
+        if event.reason != Reason::NothingToRotate || first_to_handle {
+            publish(context, access, event).await;
         }
     }
     Ok(look_again.map_or_else(Action::await_change, Action::requeue))
@@ -127,6 +152,22 @@ fn audit(seen: &Observation, plan: &Plan) {
         requested = plan.rotation_handled,
         "the credential changed"
     );
+}
+
+/// Says whether it worked. The status says the same: an event is not worth another pass, nor a long wait.
+async fn publish(context: &Context, access: &LLMAccess, event: &EventNote) -> bool {
+    let action = context
+        .folding
+        .action(&access.uid().unwrap_or_default(), event, Timestamp::now());
+    let published = apply::publish(&context.recorder, access, event, action);
+    let outcome = match tokio::time::timeout(EVENT_PATIENCE, published).await {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(_) => Err("no answer in time".to_owned()),
+    };
+    if let Err(error) = &outcome {
+        warn!(access = %access.name_any(), error, "an event could not be published");
+    }
+    outcome.is_ok()
 }
 
 /// What can be done with a Secret depends on its type and on whether it is immutable, which metadata do not tell.

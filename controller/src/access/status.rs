@@ -22,6 +22,8 @@ pub struct Delivered {
     pub key_id: String,
     /// Whether, before, it held the same key, in the version that the status speaks of.
     pub companion_intact: bool,
+    /// Why the version was made, if it was there already.
+    pub cause: Option<Trigger>,
 }
 
 /// The status to start from: what a plan does not set again stays.
@@ -46,6 +48,8 @@ pub fn record_delivery(
     let trigger = match old.history.first().map(|last| last.key_id.as_deref()) {
         None | Some(None) => Trigger::Provisioned,
         Some(Some(last)) if last != delivered.key_id => Trigger::MasterChanged,
+        // Written before a crash: what it was like before is lost.
+        Some(Some(_)) if delivered.cause == Some(Trigger::SettingsChanged) => Trigger::SettingsChanged,
         Some(Some(_)) if delivered.companion_intact => Trigger::SettingsChanged,
         Some(Some(_)) => Trigger::Restored,
     };
@@ -66,14 +70,15 @@ pub fn record_delivery(
     Some(trigger)
 }
 
-/// Enters a withdrawal into the history, unless it stands there already.
+/// Enters a withdrawal into the history, unless it stands there already. Says whether it is news.
 pub fn record_withdrawal(
     status: &mut LLMAccessStatus,
     old: &LLMAccessStatus,
     (version, at): (u64, Timestamp),
-) {
+) -> bool {
     let version = signed(version);
-    if old.history.first().is_none_or(|last| last.version != version) {
+    let news = old.history.first().is_none_or(|last| last.version != version);
+    if news {
         let time = whole_seconds(at);
         push(
             status,
@@ -88,6 +93,7 @@ pub fn record_withdrawal(
     }
     status.secret_ref = None;
     status.next_rotation = None;
+    news
 }
 
 fn push(status: &mut LLMAccessStatus, entry: HistoryEntry) {

@@ -25,7 +25,7 @@ pub enum MasterValue {
     Key(SecretString),
     /// Nothing, or blanks alone.
     Empty,
-    /// Not one line of printable ASCII, which is what fits in a request header, or longer than what is delivered.
+    /// Not one line of printable ASCII, which is what fits in a request header, or too long for a sidecar to take.
     Invalid,
 }
 
@@ -54,7 +54,8 @@ impl From<&[u8]> for MasterValue {
     fn from(bytes: &[u8]) -> Self {
         match std::str::from_utf8(bytes).map(str::trim) {
             Ok("") => Self::Empty,
-            Ok(text) if text.len() <= MAX_KEY_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Ok(text) if text.len() > MAX_KEY_BYTES => Self::Invalid,
+            Ok(text) if text.bytes().all(|byte| byte.is_ascii_graphic()) => {
                 Self::Key(SecretString::from(text))
             }
             _ => Self::Invalid,
@@ -109,6 +110,14 @@ mod tests {
                 MasterValue::Empty | MasterValue::Invalid => None,
             };
             assert_eq!(key.as_deref(), expected, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_no_sidecar_takes_is_not_kept() {
+        for (bytes, kept) in [(MAX_KEY_BYTES, true), (MAX_KEY_BYTES + 1, false)] {
+            let value = MasterValue::from(vec![b'k'; bytes].as_slice());
+            assert_eq!(matches!(value, MasterValue::Key(_)), kept, "{bytes}");
         }
     }
 

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use llmwarden_proto::access::Trigger;
 use llmwarden_proto::delivery::Delivery;
 use llmwarden_proto::names;
 use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
 use sha2::{Digest as _, Sha256};
 
 /// SHA-256 of a value.
@@ -92,6 +95,14 @@ impl ObservedSecret {
         self.content
             .as_ref()
             .and_then(|content| content.delivery.as_ref())
+    }
+
+    /// Why its version was made, as it says itself.
+    pub fn cause(&self) -> Option<Trigger> {
+        let text = self.annotations.get(names::CAUSE_ANNOTATION)?;
+        Trigger::deserialize(text.as_str().into_deserializer())
+            .map_err(|_: serde::de::value::Error| ())
+            .ok()
     }
 
     /// Whether it holds exactly these data.

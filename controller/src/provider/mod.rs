@@ -18,6 +18,8 @@ use crate::index::Index;
 use crate::index::watch::SharedIndex;
 
 const RETRY: Duration = Duration::from_secs(5);
+/// How long a write may take.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What the reconciler needs.
 pub struct Context {
@@ -92,8 +94,17 @@ pub async fn reconcile(provider: Arc<LLMProvider>, context: Arc<Context>) -> Res
         object.status = Some(status);
         object.metadata.managed_fields = None;
         let api: Api<LLMProvider> = Api::all(context.client.clone());
-        api.replace_status(&provider.name_any(), &PostParams::default(), &object)
-            .await?;
+        let name = provider.name_any();
+        let params = PostParams::default();
+        let written = api.replace_status(&name, &params, &object);
+        let Ok(outcome) = tokio::time::timeout(PATIENCE, written).await else {
+            warn!(
+                provider = name,
+                "the API server did not answer in time, another pass follows"
+            );
+            return Ok(Action::requeue(RETRY));
+        };
+        outcome?;
     }
     Ok(Action::await_change())
 }

@@ -239,7 +239,8 @@ fn outcome(world: &World) -> impl PartialEq + std::fmt::Debug + use<> {
         .secrets
         .get("agent.llmwarden")
         .map(|_| world.document().state);
-    (secrets, conditions, state)
+    let newest = world.status().history.first().map(|newest| newest.trigger);
+    (secrets, conditions, state, newest)
 }
 
 #[test]
@@ -289,7 +290,7 @@ fn versions_grow_whatever_was_written_or_recorded() {
     let last = World::settled().document().version;
     let far = last + 1_000_000_000;
     let signed = i64::try_from(far).expect("fits");
-    let cases: [(&str, Change); 3] = [
+    let cases: [(&str, Change); 4] = [
         ("recorded in the status", |world, version| {
             world.secrets.clear();
             let status = world.access.status.as_mut().expect("a status");
@@ -305,6 +306,9 @@ fn versions_grow_whatever_was_written_or_recorded() {
                 .expect("data");
             data.get_mut("live.json").expect("a document").0 = serde_json::to_vec(&document).expect("JSON");
             data.get_mut("apiKey").expect("a key").0 = b"edited".to_vec();
+        }),
+        ("recorded, and an older one put back", |world, version| {
+            world.access.status.as_mut().expect("a status").credential_version = Some(version);
         }),
         ("recorded, and the clock went back", |world, version| {
             world.access.status.as_mut().expect("a status").credential_version = Some(version);

@@ -4,9 +4,9 @@ DENY_VERSION := 0.20.2
 TOOLS := $(CURDIR)/target/tools
 # Where tools that `make` had to install itself are; those already on the PATH come first.
 export PATH := $(PATH):$(TOOLS)/bin
-CRDS := charts/llmwarden/crds
+CRDS := charts/llmwarden/files/crds
 
-.PHONY: help build cluster crds test check deny demo bench
+.PHONY: help build cluster helm crds test check deny demo bench
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,12 +17,15 @@ build: ## Builds the controller and the sidecar
 	$(CARGO) build --locked -p llmwarden-sidecar
 
 cluster: ## Builds the control plane that tests run on (once, minutes; needs Go or KUBEBUILDER_ASSETS)
-	tests/cluster/build
+	tests/build cluster
+
+helm: ## Builds the helm that tests install the chart with (once, minutes; needs Go)
+	tests/build helm
 
 crds: ## Writes the chart's custom resource definitions from the Rust types
 	$(CARGO) run --locked -q -p llmwarden-controller -- crd --output-dir $(CRDS)
 
-test: cluster build ## Runs all tests, on real control planes
+test: cluster helm build ## Runs all tests, on real control planes
 	$(CARGO) test --workspace --locked
 
 check: deny ## Checks format, lints, licences and generated files
@@ -34,10 +37,10 @@ check: deny ## Checks format, lints, licences and generated files
 deny:
 	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked --version $(DENY_VERSION) --root $(TOOLS)
 
-demo: cluster build ## Shows a key rotate under a running agent (KEEP=1 leaves the cluster running)
+demo: cluster helm build ## Shows a key rotate under a running agent (KEEP=1 leaves the cluster running)
 	KEEP=$(KEEP) $(CARGO) run --locked -q -p llmwarden-tests --bin demo
 
-bench: cluster ## Measures delivery times and the sidecar's footprint, with release builds
+bench: cluster helm ## Measures delivery times and the sidecar's footprint, with release builds
 	$(CARGO) build --locked --release -p llmwarden-controller
 	$(CARGO) build --locked --release -p llmwarden-sidecar
 	$(CARGO) run --locked --release -q -p llmwarden-tests --bin bench

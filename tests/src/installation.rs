@@ -1,6 +1,7 @@
-//! llmwarden on a control plane: its definitions, its namespace, and the controller as a process.
+//! llmwarden on a control plane: its chart, and the controller as a process with the rights that the chart gives it.
 
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,11 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, CustomResourceExt};
-use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::logging::LEVEL_VARIABLE;
-use llmwarden_proto::provider::LLMProvider;
 use serde_json::json;
 use tokio::sync::OnceCell;
 
@@ -22,6 +21,8 @@ use crate::process::{Process, Signal};
 
 /// The namespace of the controller and of the master Secrets, as in the guide.
 pub const SYSTEM: &str = "llmwarden-system";
+/// The controller's service account, in [`SYSTEM`]: what the chart lets it do is all that it may do.
+pub const ACCOUNT: &str = "llmwarden-controller";
 /// The label that the guide's providers select namespaces by; its value is `true`.
 pub const ENABLED_LABEL: &str = "llmwarden.io/ai-enabled";
 
@@ -33,6 +34,7 @@ pub struct Installation {
     // In the order in which they stop.
     controller: Mutex<Option<Process>>,
     flags: Vec<String>,
+    kubeconfig: PathBuf,
     log_level: String,
     cluster: ControlPlane,
 }
@@ -73,16 +75,21 @@ impl Installation {
     /// [`start`](Self::start), with a controller that logs at this level.
     pub async fn start_logging(flags: &[&str], level: &str) -> Result<Self> {
         let options = Options {
-            crds: vec![LLMAccess::crd(), LLMProvider::crd()],
+            chart: true,
+            // Some distributions have it, and with it a right more is needed.
+            api_server_flags: vec![
+                "--enable-admission-plugins=OwnerReferencesPermissionEnforcement".to_owned(),
+            ],
             ..Options::default()
         };
+        let cluster = ControlPlane::start_with(options).await?;
         let installation = Self {
             controller: Mutex::new(None),
             flags: flags.iter().map(ToString::to_string).collect(),
             log_level: level.to_owned(),
-            cluster: ControlPlane::start_with(options).await?,
+            kubeconfig: cluster.kubeconfig_for(SYSTEM, ACCOUNT).await?,
+            cluster,
         };
-        installation.create_namespace(SYSTEM, false).await?;
         installation.start_controller().await?;
         Ok(installation)
     }
@@ -152,17 +159,21 @@ impl Installation {
         std::fs::read_to_string(self.work_dir().join("controller.log")).unwrap_or_default()
     }
 
-    /// Starts the controller, and waits until it reconciles.
-    pub async fn start_controller(&self) -> Result<()> {
+    /// Starts a controller with the chart's rights alone, and leaves it to the caller whether it gets anywhere.
+    pub fn spawn_controller(&self) -> Result<Process> {
         let mut command = Command::new(binaries::controller()?);
         command
             .args(["--namespace", SYSTEM])
             .args(&self.flags)
-            .env("KUBECONFIG", self.kubeconfig())
+            .env("KUBECONFIG", &self.kubeconfig)
             .env(LEVEL_VARIABLE, &self.log_level);
-        let log = self.work_dir().join("controller.log");
+        Process::spawn("controller", &command, self.work_dir().join("controller.log"))
+    }
+
+    /// Starts the controller, and waits until it reconciles.
+    pub async fn start_controller(&self) -> Result<()> {
         let already = self.controller_log().len();
-        let process = Process::spawn("controller", &command, &log)?;
+        let process = self.spawn_controller()?;
         process
             .await_log_from(already, START, |line| line.contains("everything is listed"))
             .await?;

@@ -10,6 +10,7 @@
 
 pub mod binaries;
 mod certificates;
+pub mod chart;
 pub mod client;
 pub mod control_plane;
 pub mod installation;

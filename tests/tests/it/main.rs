@@ -8,6 +8,7 @@ mod delivery;
 mod denial;
 mod endpoint;
 mod guide;
+mod policies;
 mod readme;
 mod refusals;
 mod repair;

@@ -12,6 +12,7 @@ mod policies;
 mod readme;
 mod refusals;
 mod repair;
+mod rights;
 mod rotation;
 mod sidecar;
 mod support;

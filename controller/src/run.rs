@@ -45,12 +45,13 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
         .context("cannot reach an API server: run in a pod, or set KUBECONFIG to a kubeconfig file")?;
     let instance = Instance::load(client.clone(), &options.namespace).await?;
     let trusted = options.master_namespaces();
+    let served = options.served_namespaces();
 
     let (access_triggers, access_queue) = unbounded_channel();
     let (provider_triggers, provider_queue) = unbounded_channel();
     let index = SharedIndex::new(access_triggers, provider_triggers);
     let mut watches = JoinSet::new();
-    let mut pending = watch::start(&client, &index, &trusted, &mut watches);
+    let mut pending = watch::start(&client, &index, &trusted, &served, &mut watches);
     tokio::select! {
         listed = pending.wait_for(|count| *count == 0) => { listed.context("a watch ended")?; }
         () = stop.cancelled() => return Ok(()),
@@ -66,6 +67,7 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
         index: index.clone(),
         settings: access::plan::Settings {
             trusted: trusted.clone(),
+            served,
             denial_grace: options.denial_grace,
             instance,
         },

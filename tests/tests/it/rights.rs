@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, Role};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -12,7 +13,7 @@ use llmwarden_proto::names::{ADOPT_ANNOTATION, INSTANCE_SECRET, ROTATE_ANNOTATIO
 use llmwarden_proto::reason::Reason;
 use llmwarden_tests::installation::{ACCOUNT, ENABLED_LABEL, SYSTEM};
 use llmwarden_tests::wait::same;
-use llmwarden_tests::{Installation, Signal, eventually};
+use llmwarden_tests::{Installation, Signal, chart, eventually};
 use serde_json::json;
 
 use crate::support::{SOON, Tenant, create, object, patch, value};
@@ -93,6 +94,12 @@ impl Granted {
         all
     }
 
+    /// Its rights that nothing uses yet, and the others.
+    fn split(&self) -> (Vec<Right>, Vec<Right>) {
+        let is_ahead = |right: &Right| AHEAD.contains(&right.name().as_str());
+        Right::all(&self.rules).into_iter().partition(is_ahead)
+    }
+
     /// Leaves it these rights alone.
     async fn reduce(&self, rights: &[Right]) {
         let rules: Vec<_> = rights.iter().map(|right| &right.0).collect();
@@ -136,153 +143,213 @@ impl Granted {
     }
 }
 
-/// All that a controller does in its life, from its first start on. Every step waits for what it brings about.
-async fn live(tenant: &Tenant) {
-    tenant.create_provider(json!({})).await;
-    let handed = json!({ "metadata": { "name": "first", "annotations": { ADOPT_ANNOTATION: "agent" } } });
-    create(&tenant.secrets(), &object::<Secret>(handed)).await;
-    tenant
-        .create_access("agent", json!({ "secretName": "first" }))
-        .await;
-    tenant.await_ready("agent").await;
-    await_occurrences(tenant, Reason::Adopted, 1).await;
-    eventually("the provider's status", SOON, async || {
-        let provider = tenant.providers().get(&tenant.provider).await.unwrap();
-        same(&provider.status.map(|status| status.access_count), &Some(1))
-    })
-    .await;
+/// Where the controller is tried.
+struct Scene {
+    installation: Installation,
+    tenant: Tenant,
+    /// The namespace of the tenant's master Secret.
+    masters: &'static str,
+}
 
-    tenant.set_master(KEYS[1]).await;
-    eventually("the new key", SOON, async || {
-        same(&value(&tenant.secret("first").await, "apiKey").as_str(), &KEYS[1])
-    })
-    .await;
-    for times in 1..=2 {
-        let request = json!({ "metadata": { "annotations": { ROTATE_ANNOTATION: ROTATE_NOW } } });
-        tenant.patch_access("agent", request).await;
-        await_occurrences(tenant, Reason::NothingToRotate, times).await;
+impl Scene {
+    fn secrets(&self, namespace: &str) -> Api<Secret> {
+        Api::namespaced(self.installation.client(), namespace)
     }
-    tenant
-        .patch_access("agent", json!({ "spec": { "secretName": "second" } }))
+
+    /// As if no controller had been there yet.
+    async fn clear(&self) {
+        let (everything, gone) = (ListParams::default(), DeleteParams::default());
+        let client = self.installation.client();
+        let namespace = &self.tenant.namespace;
+        let _ = self.tenant.accesses().delete("agent", &gone).await;
+        let _ = self.tenant.providers().delete(&self.tenant.provider, &gone).await;
+        let _ = self.secrets(SYSTEM).delete(INSTANCE_SECRET, &gone).await;
+        let _ = self
+            .secrets(self.masters)
+            .delete(&self.tenant.master, &gone)
+            .await;
+        self.secrets(namespace)
+            .delete_collection(&gone, &everything)
+            .await
+            .unwrap();
+        let events = Api::<Event>::namespaced(client.clone(), namespace);
+        events.delete_collection(&gone, &everything).await.unwrap();
+        let leases = Api::<Lease>::namespaced(client, SYSTEM);
+        leases.delete_collection(&gone, &everything).await.unwrap();
+    }
+
+    /// All that a controller does in its life, from its first start on. Every step waits for what it brings about.
+    async fn live(&self) {
+        let tenant = &self.tenant;
+        let label = |value| json!({ "metadata": { "labels": { ENABLED_LABEL: value } } });
+        patch(&tenant.namespaces(), &tenant.namespace, label(Some("true"))).await;
+        tenant.create_master_in(self.masters, KEYS[0]).await;
+        let secret_ref = json!({ "secretRef": { "namespace": self.masters } });
+        tenant
+            .create_provider(json!({ "auth": { "apiKey": secret_ref } }))
+            .await;
+        let handed = json!({ "metadata": { "name": "first", "annotations": { ADOPT_ANNOTATION: "agent" } } });
+        create(&tenant.secrets(), &object::<Secret>(handed)).await;
+        tenant
+            .create_access("agent", json!({ "secretName": "first" }))
+            .await;
+        tenant.await_ready("agent").await;
+        self.await_occurrences(Reason::Adopted, 1).await;
+        eventually("the provider's status", SOON, async || {
+            let provider = tenant.providers().get(&tenant.provider).await.unwrap();
+            same(&provider.status.map(|status| status.access_count), &Some(1))
+        })
         .await;
-    eventually("the second Secret alone", SOON, async || {
-        same(
-            &tenant.secret_names().await,
-            &vec!["agent.llmwarden".to_owned(), "second".to_owned()],
-        )
-    })
-    .await;
-    let label = json!({ "metadata": { "labels": { ENABLED_LABEL: null } } });
-    patch(&tenant.namespaces(), &tenant.namespace, label).await;
-    tenant.await_refusal("agent", Reason::NamespaceNotAllowed).await;
-}
 
-async fn await_occurrences(tenant: &Tenant, reason: Reason, times: i32) {
-    eventually("an event", SOON, async || {
-        same(&tenant.occurrences("agent", reason).await, &times)
-    })
-    .await;
-}
+        let change = json!({ "stringData": { "api-key": KEYS[1] } });
+        patch(&self.secrets(self.masters), &tenant.master, change).await;
+        // With that the pass is over: a request that comes before is met by the new key.
+        self.await_occurrences(Reason::Rotated, 1).await;
+        assert_eq!(value(&tenant.secret("first").await, "apiKey"), KEYS[1]);
+        for times in 1..=2 {
+            let request = json!({ "metadata": { "annotations": { ROTATE_ANNOTATION: ROTATE_NOW } } });
+            tenant.patch_access("agent", request).await;
+            self.await_occurrences(Reason::NothingToRotate, times).await;
+        }
+        tenant
+            .patch_access("agent", json!({ "spec": { "secretName": "second" } }))
+            .await;
+        eventually("the second Secret alone", SOON, async || {
+            same(
+                &tenant.secret_names().await,
+                &vec!["agent.llmwarden".to_owned(), "second".to_owned()],
+            )
+        })
+        .await;
+        patch(&tenant.namespaces(), &tenant.namespace, label(None)).await;
+        tenant.await_refusal("agent", Reason::NamespaceNotAllowed).await;
+    }
 
-/// What an operator sees of a refusal: a line of the log, or a condition.
-async fn refusal(installation: &Installation, tenant: &Tenant, log_from: usize) -> Option<String> {
-    let log = installation.controller_log();
-    let line = log[log_from..]
-        .lines()
-        .find(|line| line.contains("forbidden"))
-        .map(str::to_owned);
-    let access = tenant.accesses().get_opt("agent").await.unwrap();
-    let conditions = access
-        .and_then(|access| access.status)
-        .unwrap_or_default()
-        .conditions;
-    let condition = conditions
-        .into_iter()
-        .find(|condition| condition.reason == Reason::WriteRefused.as_str());
-    line.or_else(|| condition.map(|condition| condition.message))
-}
+    async fn await_occurrences(&self, reason: Reason, times: i32) {
+        eventually("an event", SOON, async || {
+            same(&self.tenant.occurrences("agent", reason).await, &times)
+        })
+        .await;
+    }
 
-/// Lets a new controller live, and returns the first refusal that it meets.
-async fn try_to_live(installation: &Installation, tenant: &Tenant) -> Option<String> {
-    let client = installation.client();
-    let everything = ListParams::default();
-    let gone = DeleteParams::default();
-    let secrets = Api::<Secret>::namespaced(client.clone(), SYSTEM);
-    let _ = secrets.delete(INSTANCE_SECRET, &gone).await;
-    let leases = Api::<Lease>::namespaced(client, SYSTEM);
-    leases.delete_collection(&gone, &everything).await.unwrap();
+    /// What an operator sees of a refusal: a line of the log, or a condition.
+    async fn refusal(&self, log_from: usize) -> Option<String> {
+        let log = self.installation.controller_log();
+        let mut lines = log[log_from..].lines();
+        if let Some(line) = lines.find(|line| line.contains("forbidden")) {
+            return Some(line.to_owned());
+        }
+        let access = self.tenant.accesses().get_opt("agent").await.unwrap()?;
+        let mut conditions = access.status?.conditions.into_iter();
+        let refused = conditions.find(|condition| condition.reason == Reason::WriteRefused.as_str())?;
+        Some(format!("WriteRefused: {}", refused.message))
+    }
 
-    let log_from = installation.controller_log().len();
-    let _controller = installation.spawn_controller().unwrap();
-    let look = eventually("a refusal", SOON * 2, async || {
-        refusal(installation, tenant, log_from).await
-    });
-    let refusal = tokio::select! {
-        refusal = look => Some(refusal),
-        () = live(tenant) => refusal(installation, tenant, log_from).await,
-    };
-    // For the next one there is less to do.
-    let _ = tenant.accesses().delete("agent", &gone).await;
-    let _ = tenant.providers().delete(&tenant.provider, &gone).await;
-    refusal
+    /// Lets a new controller live, and returns the first refusal that it meets.
+    async fn try_to_live(&self) -> Option<String> {
+        self.clear().await;
+        let log_from = self.installation.controller_log().len();
+        let _controller = self.installation.spawn_controller().unwrap();
+        let look = eventually("a refusal", SOON * 2, async || self.refusal(log_from).await);
+        tokio::select! {
+            refusal = look => Some(refusal),
+            () = self.live() => self.refusal(log_from).await,
+        }
+    }
+
+    /// Takes away each right on what `counts`, one at a time.
+    async fn try_without_each(&self, counts: impl Fn(&Right) -> bool) {
+        let roles = Granted::all(&self.installation, &self.tenant.namespace).await;
+        for role in &roles {
+            let (ahead, used) = role.split();
+            role.reduce(&used).await;
+            for right in ahead {
+                role.await_answer(&self.installation, &right, false).await;
+            }
+        }
+        let seen = self.try_to_live().await;
+        assert_eq!(seen, None, "with all rights that it uses");
+
+        let mut superfluous = Vec::new();
+        for role in &roles {
+            let (_, rights) = role.split();
+            for (place, right) in rights.iter().enumerate().filter(|(_, right)| counts(right)) {
+                let mut others = rights.clone();
+                others.remove(place);
+                role.reduce(&others).await;
+                role.await_answer(&self.installation, right, false).await;
+                let refusal = self.try_to_live().await;
+                let what = format!("{} ({} in {})", right.name(), role.name, role.namespace);
+                println!("{what}: {}", refusal.as_deref().unwrap_or("NOTHING FAILED"));
+                if refusal.is_none() {
+                    superfluous.push(what);
+                }
+                role.reduce(&rights).await;
+                role.await_answer(&self.installation, right, true).await;
+            }
+        }
+        assert!(
+            superfluous.is_empty(),
+            "nothing needed these rights: {superfluous:?}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_any_of_its_rights_the_controller_fails() {
     let installation = Installation::start_logging(&[], "info").await.unwrap();
     installation.stop_controller(Signal::SIGKILL).await.unwrap();
-    let tenant = || async {
-        let tenant = Tenant::names(&installation);
-        tenant.create_namespace(true).await;
-        tenant.create_master(json!({ "api-key": KEYS[0] })).await;
-        tenant
-    };
-    let roles = Granted::all(&installation, &tenant().await.namespace).await;
-    let is_ahead = |right: &Right| AHEAD.contains(&right.name().as_str());
+    let tenant = Tenant::names(&installation);
+    tenant.create_namespace(true).await;
+    let roles = Granted::all(&installation, &tenant.namespace).await;
     let named: BTreeSet<_> = roles
         .iter()
         .flat_map(|role| Right::all(&role.rules))
         .map(|right| right.name())
         .collect();
     assert!(AHEAD.iter().all(|name| named.contains(*name)), "{named:?}");
+    let scene = Scene {
+        installation,
+        tenant,
+        masters: SYSTEM,
+    };
+    scene.try_without_each(|_| true).await;
+}
 
-    for role in &roles {
-        let (ahead, used): (Vec<_>, Vec<_>) = Right::all(&role.rules).into_iter().partition(is_ahead);
-        role.reduce(&used).await;
-        for right in ahead {
-            role.await_answer(&installation, &right, false).await;
-        }
-    }
-    let seen = try_to_live(&installation, &tenant().await).await;
-    assert_eq!(seen, None, "with all rights that it uses");
+#[tokio::test(flavor = "multi_thread")]
+async fn where_it_serves_some_namespaces_it_needs_each_right_on_secrets() {
+    let flags = ["--access-namespace=served", "--trusted-namespace=masters"];
+    let installation = Installation::start_logging(&flags, "info").await.unwrap();
+    installation.stop_controller(Signal::SIGKILL).await.unwrap();
+    let elsewhere = Tenant::names(&installation);
+    let mut tenant = Tenant::names(&installation);
+    tenant.namespace = "served".to_owned();
+    elsewhere.create_namespace(true).await;
+    tenant.create_namespace(true).await;
+    installation.create_namespace("masters", false).await.unwrap();
+    let chart = chart::dir();
+    let upgrade = [
+        "upgrade",
+        chart::RELEASE,
+        chart.to_str().unwrap(),
+        "--set=accessNamespaces={served}",
+        "--set=trustedNamespaces={masters}",
+    ];
+    installation.run_helm(upgrade).await.unwrap();
+    let scene = Scene {
+        installation,
+        tenant,
+        masters: "masters",
+    };
+    scene
+        .try_without_each(|right| right.resource() == "secrets")
+        .await;
 
-    let mut superfluous = Vec::new();
-    for role in &roles {
-        let rights: Vec<_> = Right::all(&role.rules)
-            .into_iter()
-            .filter(|right| !is_ahead(right))
-            .collect();
-        for (place, right) in rights.iter().enumerate() {
-            let mut others = rights.clone();
-            others.remove(place);
-            role.reduce(&others).await;
-            role.await_answer(&installation, right, false).await;
-            let refusal = try_to_live(&installation, &tenant().await).await;
-            println!(
-                "{} / {}: {}",
-                role.name,
-                right.name(),
-                refusal.as_deref().unwrap_or("NOTHING FAILED")
-            );
-            if refusal.is_none() {
-                superfluous.push(format!("{} of {}", right.name(), role.name));
-            }
-            role.reduce(&rights).await;
-            role.await_answer(&installation, right, true).await;
-        }
-    }
-    assert!(
-        superfluous.is_empty(),
-        "nothing needed these rights: {superfluous:?}"
-    );
+    // What it may not read there it does not ask for, and who asks is told.
+    let log_from = scene.installation.controller_log().len();
+    scene.installation.start_controller().await.unwrap();
+    elsewhere.create_access("agent", json!({})).await;
+    let message = elsewhere.await_refusal("agent", Reason::NamespaceNotServed).await;
+    assert!(message.contains("it serves served"), "{message}");
+    assert_eq!(scene.refusal(log_from).await, None);
 }

@@ -8,12 +8,12 @@ SOAK_ROTATIONS ?= 10000
 TOOLS := $(CURDIR)/target/tools
 # Where tools that `make` had to install itself are; those already on the PATH come first.
 export PATH := $(PATH):$(TOOLS)/bin
-CRDS := charts/llmwarden/crds
+CRDS := charts/llmwarden/files/crds
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # Static, so that a program needs nothing but itself; relocations packed, so that starting it touches fewer pages.
 SHIPPED := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
 
-.PHONY: help build release cluster crds test check deny demo bench soak fuzz
+.PHONY: help build release cluster helm crds test check deny demo bench soak fuzz
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,12 +28,15 @@ release: ## Builds both programs as they are shipped, in target/<host>/release
 	RUSTFLAGS="$(SHIPPED)" $(CARGO) build --locked --release --target $(HOST) -p llmwarden-sidecar
 
 cluster: ## Builds the control plane that tests run on (once, minutes; needs Go or KUBEBUILDER_ASSETS)
-	tests/cluster/build
+	tests/build cluster
+
+helm: ## Builds the helm that tests install the chart with (once, minutes; needs Go)
+	tests/build helm
 
 crds: ## Writes the chart's custom resource definitions from the Rust types
 	$(CARGO) run --locked -q -p llmwarden-controller -- crd --output-dir $(CRDS)
 
-test: cluster build ## Runs all tests, on real control planes
+test: cluster helm build ## Runs all tests, on real control planes
 	$(CARGO) test --workspace --locked
 
 check: deny ## Checks format, lints, licences and generated files
@@ -46,10 +49,10 @@ check: deny ## Checks format, lints, licences and generated files
 deny:
 	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked --version $(DENY_VERSION) --root $(TOOLS)
 
-demo: cluster build ## Shows a key rotate under a running agent (KEEP=1 leaves the cluster running)
+demo: cluster helm build ## Shows a key rotate under a running agent (KEEP=1 leaves the cluster running)
 	KEEP=$(KEEP) $(CARGO) run --locked -q -p llmwarden-tests --bin demo
 
-bench: cluster release ## Measures delivery, endpoint, many accesses and footprint (BENCH=delivery,endpoint,scale)
+bench: cluster helm release ## Measures delivery, endpoint, many accesses and footprint (BENCH=delivery,endpoint,scale)
 	$(CARGO) build --locked --release -p llmwarden-tests --bin bare
 	LLMWARDEN_PROGRAMS=$(CURDIR)/target/$(HOST)/release BENCH=$(BENCH) \
 		$(CARGO) run --locked --release -q -p llmwarden-tests --bin bench

@@ -52,6 +52,13 @@ pub struct RunOptions {
     /// name; the host's when absent.
     #[arg(long, env = "LLMWARDEN_IDENTITY", default_value_t = host_name())]
     pub identity: String,
+    /// A namespace whose accesses are served (repeatable, or separated by commas); all of them when absent.
+    #[arg(
+        long = "access-namespace",
+        env = "LLMWARDEN_ACCESS_NAMESPACE",
+        value_delimiter = ','
+    )]
+    pub access_namespaces: Vec<String>,
     /// How long a key stays after its access stopped being allowed, such as 5m, 30s or 0.
     #[arg(long, env = "LLMWARDEN_DENIAL_GRACE", default_value = "5m", value_parser = parse_duration)]
     pub denial_grace: Duration,
@@ -78,16 +85,22 @@ impl RunOptions {
     /// Every namespace that master Secrets may live in.
     pub fn master_namespaces(&self) -> Vec<String> {
         let mut all = vec![self.namespace.clone()];
-        all.extend(
-            self.trusted_namespaces
-                .iter()
-                .filter(|name| !name.is_empty())
-                .cloned(),
-        );
-        all.sort();
-        all.dedup();
-        all
+        all.extend(self.trusted_namespaces.iter().cloned());
+        each_once(all)
     }
+
+    /// Every namespace whose accesses are served; empty means all.
+    pub fn served_namespaces(&self) -> Vec<String> {
+        each_once(self.access_namespaces.clone())
+    }
+}
+
+fn each_once(mut names: Vec<String>) -> Vec<String> {
+    // A variable that is set to nothing is one empty name.
+    names.retain(|name| !name.is_empty());
+    names.sort();
+    names.dedup();
+    names
 }
 
 fn host_name() -> String {
@@ -128,8 +141,11 @@ mod tests {
             "a",
             "--trusted-namespace",
             "c,b",
+            "--access-namespace",
+            "",
         ]);
         assert!(cli.command.is_none());
         assert_eq!(cli.run.master_namespaces(), ["a", "b", "c"]);
+        assert!(cli.run.served_namespaces().is_empty());
     }
 }

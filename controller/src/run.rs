@@ -49,6 +49,7 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
         .context("cannot reach an API server: run in a pod, or set KUBECONFIG to a kubeconfig file")?;
     let instance = Instance::load(client.clone(), &options.namespace).await?;
     let trusted = options.master_namespaces();
+    let served = options.served_namespaces();
 
     let index = SharedIndex::default();
     let metrics = Metrics::default();
@@ -56,7 +57,7 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
     let exposition = Exposition::new(&metrics, index.clone());
     let mut parts = JoinSet::new();
     parts.spawn(admin::serve(options.status, exposition, listed.clone()));
-    let mut pending = watch::start(&client, &index, &trusted, &mut parts);
+    let mut pending = watch::start(&client, &index, &trusted, &served, &mut parts);
     tokio::select! {
         all = pending.wait_for(|count| *count == 0) => { all.context("a watch ended")?; }
         ended = parts.join_next() => return part_ended(ended),
@@ -75,6 +76,7 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
             index: index.clone(),
             settings: access::plan::Settings {
                 trusted: trusted.clone(),
+                served,
                 denial_grace: options.denial_grace,
                 instance,
             },

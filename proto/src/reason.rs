@@ -62,6 +62,8 @@ reasons! {
     // What holds a credential back.
     /// The `LLMProvider` that `spec.providerRef.name` names does not exist.
     ProviderMissing,
+    /// The controller was told to serve other namespaces alone.
+    NamespaceNotServed,
     /// The provider's `namespaceSelector` does not select the namespace.
     NamespaceNotAllowed,
     /// The provider's `namespaceSelector` cannot be read.

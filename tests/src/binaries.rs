@@ -26,17 +26,13 @@ pub fn sidecar() -> Result<PathBuf> {
 /// The directory of `etcd`, `kube-apiserver`, `kubectl` and, unless it is envtest's, `kube-controller-manager`.
 pub fn control_plane() -> Result<PathBuf> {
     static DIR: Built = OnceLock::new();
-    once(&DIR, || {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/build");
-        let output = Command::new(&script)
-            .env("CARGO_TARGET_DIR", target_dir()?)
-            // Minutes pass when nothing is built yet: let it show what it does.
-            .stderr(Stdio::inherit())
-            .output()
-            .with_context(|| script.display().to_string())?;
-        ensure!(output.status.success(), "{}: {}", script.display(), output.status);
-        Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()).canonicalize()?)
-    })
+    once(&DIR, || module("cluster"))
+}
+
+/// The `helm` program.
+pub fn helm() -> Result<PathBuf> {
+    static PROGRAM: Built = OnceLock::new();
+    once(&PROGRAM, || Ok(module("helm")?.join("helm")))
 }
 
 /// Cargo's target directory, of the build that the running program came from.
@@ -45,6 +41,25 @@ pub fn target_dir() -> Result<PathBuf> {
         .parent()
         .context("the program is not in a target directory")?
         .to_owned())
+}
+
+/// The directory of the programs that a Go module pins.
+fn module(name: &str) -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("build");
+    let output = Command::new(&script)
+        .arg(name)
+        .env("CARGO_TARGET_DIR", target_dir()?)
+        // Minutes pass when nothing is built yet: let it show what it does.
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| script.display().to_string())?;
+    ensure!(
+        output.status.success(),
+        "{} {name}: {}",
+        script.display(),
+        output.status
+    );
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()).canonicalize()?)
 }
 
 fn product(name: &str) -> Result<PathBuf> {

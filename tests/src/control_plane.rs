@@ -12,10 +12,10 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::{await_condition, conditions};
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::OnceCell;
 
 use crate::binaries;
@@ -35,6 +35,8 @@ pub struct Options {
     /// Established before the controller manager starts. Of kinds that come later its garbage collector hears up to
     /// half a minute late, so tests of owner references want theirs here.
     pub crds: Vec<CustomResourceDefinition>,
+    /// Whether llmwarden's chart is installed, likewise before the controller manager starts.
+    pub chart: bool,
     /// Further flags of the API server.
     pub api_server_flags: Vec<String>,
 }
@@ -117,6 +119,9 @@ impl ControlPlane {
         let started = async {
             cluster.await_ready().await?;
             cluster.establish(&options.crds).await?;
+            if options.chart {
+                cluster.install_chart().await?;
+            }
             cluster.controller_manager = cluster.layout.start_controller_manager()?;
             cluster.await_default_namespace().await
         };
@@ -203,6 +208,13 @@ impl ControlPlane {
         let file = format!("{namespace}.{name}.{port}");
         let user = User::Token(&token);
         kubeconfig::write(self.work_dir(), &file, server, self.authority(), &user)
+    }
+
+    /// A client with the rights of a service account; see [`kubeconfig_for`](Self::kubeconfig_for).
+    pub async fn client_for(&self, namespace: &str, name: &str) -> Result<Client> {
+        let kubeconfig = Kubeconfig::read_from(self.kubeconfig_for(namespace, name).await?)?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        Ok(Client::try_from(config)?)
     }
 
     /// `kubectl` with all rights on this cluster.
@@ -292,12 +304,14 @@ impl ControlPlane {
         for crd in crds {
             api.create(&PostParams::default(), crd).await?;
         }
-        for crd in crds {
-            let name = crd
-                .metadata
-                .name
-                .as_deref()
-                .context("a CustomResourceDefinition without a name")?;
+        self.await_established().await
+    }
+
+    /// Waits until every definition that there is can be used.
+    pub(crate) async fn await_established(&self) -> Result<()> {
+        let api = Api::<CustomResourceDefinition>::all(self.client());
+        for crd in api.list_metadata(&ListParams::default()).await? {
+            let name = &crd.name_any();
             let established = await_condition(api.clone(), name, conditions::is_crd_established());
             tokio::time::timeout(START, established)
                 .await

@@ -1,7 +1,7 @@
-//! llmwarden on a control plane: its definitions, its namespace, and the controller as a process.
+//! llmwarden on a control plane: its chart, and the controller as a process with the rights that the chart gives it.
 
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -9,11 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, CustomResourceExt};
-use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::logging::LEVEL_VARIABLE;
-use llmwarden_proto::provider::LLMProvider;
 use serde_json::json;
 use tokio::sync::{MutexGuard, OnceCell};
 
@@ -23,6 +21,8 @@ use crate::process::{Process, Signal};
 
 /// The namespace of the controller and of the master Secrets, as in the guide.
 pub const SYSTEM: &str = "llmwarden-system";
+/// The controller's service account, in [`SYSTEM`]: what the chart lets it do is all that it may do.
+pub const ACCOUNT: &str = "llmwarden-controller";
 /// The label that the guide's providers select namespaces by; its value is `true`.
 pub const ENABLED_LABEL: &str = "llmwarden.io/ai-enabled";
 
@@ -37,6 +37,7 @@ pub struct Installation {
     // In the order in which they stop.
     controller: Mutex<Option<Process>>,
     flags: Vec<String>,
+    kubeconfig: PathBuf,
     log_level: String,
     cluster: ControlPlane,
 }
@@ -105,16 +106,21 @@ impl Installation {
 
     async fn without_controller(flags: &[&str], level: &str) -> Result<Self> {
         let options = Options {
-            crds: vec![LLMAccess::crd(), LLMProvider::crd()],
+            chart: true,
+            // Some distributions have it, and with it a right more is needed.
+            api_server_flags: vec![
+                "--enable-admission-plugins=OwnerReferencesPermissionEnforcement".to_owned(),
+            ],
             ..Options::default()
         };
+        let cluster = ControlPlane::start_with(options).await?;
         let installation = Self {
             controller: Mutex::default(),
             flags: flags.iter().map(ToString::to_string).collect(),
             log_level: level.to_owned(),
-            cluster: ControlPlane::start_with(options).await?,
+            kubeconfig: cluster.kubeconfig_for(SYSTEM, ACCOUNT).await?,
+            cluster,
         };
-        installation.create_namespace(SYSTEM, false).await?;
         Ok(installation)
     }
 
@@ -138,9 +144,7 @@ impl Installation {
         let already = std::fs::metadata(&log).map_or(0, |log| log.len());
         let process = self.spawn_through(kubeconfig, name, flags)?;
         process
-            .await_log_from(usize::try_from(already)?, START, |line| {
-                line.contains("everything is listed")
-            })
+            .await_log_from(usize::try_from(already)?, START, |line| line.contains(LEADS))
             .await?;
         Ok(process)
     }
@@ -149,7 +153,7 @@ impl Installation {
     pub fn spawn_through(&self, kubeconfig: &Path, name: &str, flags: &[&str]) -> Result<Process> {
         let mut command = Command::new(binaries::controller()?);
         command
-            .args(["--namespace", SYSTEM])
+            .args(["--namespace", SYSTEM, "--status", "127.0.0.1:0"])
             .args(flags)
             .env("KUBECONFIG", kubeconfig)
             .env(LEVEL_VARIABLE, &self.log_level);
@@ -221,10 +225,16 @@ impl Installation {
         std::fs::read_to_string(self.work_dir().join("controller.log")).unwrap_or_default()
     }
 
+    /// Starts a controller with the chart's rights alone, and leaves it to the caller whether it gets anywhere.
+    pub fn spawn_controller(&self) -> Result<Process> {
+        let flags: Vec<_> = self.flags.iter().map(String::as_str).collect();
+        self.spawn_through(&self.kubeconfig, "controller", &flags)
+    }
+
     /// Starts the controller, and waits until it reconciles.
     pub async fn start_controller(&self) -> Result<()> {
         let already = self.controller_log().len();
-        let process = self.spawn_controller("controller", &self.flags)?;
+        let process = self.spawn_controller()?;
         process
             .await_log_from(already, START, |line| line.contains(LEADS))
             .await?;
@@ -234,19 +244,9 @@ impl Installation {
 
     /// Starts another replica of the controller, that logs to `<name>.log` and asks for the Lease as `name`.
     pub fn start_replica(&self, name: &str) -> Result<Process> {
-        let mut flags = self.flags.clone();
-        flags.extend(["--identity".to_owned(), name.to_owned()]);
-        self.spawn_controller(name, &flags)
-    }
-
-    fn spawn_controller(&self, name: &str, flags: &[String]) -> Result<Process> {
-        let mut command = Command::new(binaries::controller()?);
-        command
-            .args(["--namespace", SYSTEM, "--status", "127.0.0.1:0"])
-            .args(flags)
-            .env("KUBECONFIG", self.kubeconfig())
-            .env(LEVEL_VARIABLE, &self.log_level);
-        Process::spawn(name, &command, self.work_dir().join(format!("{name}.log")))
+        let own = self.flags.iter().map(String::as_str);
+        let flags: Vec<_> = own.chain(["--identity", name]).collect();
+        self.spawn_through(&self.kubeconfig, name, &flags)
     }
 
     /// What the controller's `/metrics` says.

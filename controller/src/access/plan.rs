@@ -24,6 +24,8 @@ use crate::instance::Instance;
 pub struct Settings {
     /// Namespaces that master keys may live in.
     pub trusted: Vec<String>,
+    /// Namespaces whose accesses are served; empty means all.
+    pub served: Vec<String>,
     /// How long a key stays after its access stopped being allowed.
     pub denial_grace: Duration,
     /// What placeholders and key ids are derived from.
@@ -94,6 +96,9 @@ pub fn plan(seen: &Observation, settings: &Settings) -> Option<Plan> {
     if seen.access.metadata.deletion_timestamp.is_some() {
         return None;
     }
+    if let Some(refusal) = not_served(seen.namespace_name(), &settings.served) {
+        return Some(hold(seen, &refusal));
+    }
     Some(match decide(seen, &settings.trusted)? {
         Ok(grant) => provision(seen, seen.provider.as_ref()?, &grant, settings),
         Err(refusal) if refusal.denied => deny(seen, &refusal, settings),
@@ -104,6 +109,18 @@ pub fn plan(seen: &Observation, settings: &Settings) -> Option<Plan> {
 /// The plan when the API server refused a write: nothing but to say so.
 pub fn refused(seen: &Observation, what: &str) -> Plan {
     hold(seen, &Refusal::held(Reason::WriteRefused, what.to_owned()))
+}
+
+/// Nothing is known of the Secrets of other namespaces, and nothing may be written there.
+fn not_served(namespace: &str, served: &[String]) -> Option<Refusal> {
+    if served.is_empty() || served.iter().any(|name| name == namespace) {
+        return None;
+    }
+    let message = format!(
+        "this llmwarden does not serve namespace {namespace} (it serves {}): ask the platform team to add it",
+        served.join(", ")
+    );
+    Some(Refusal::held(Reason::NamespaceNotServed, message))
 }
 
 fn provision(seen: &Observation, provider: &LLMProvider, grant: &Grant, settings: &Settings) -> Plan {

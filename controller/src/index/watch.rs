@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::{Api, PartialObjectMeta};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher::{Config, Event, watcher};
@@ -93,9 +94,15 @@ pub fn start(
     client: &Client,
     index: &SharedIndex,
     master_namespaces: &[String],
+    served_namespaces: &[String],
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> watch::Receiver<usize> {
-    let (pending, listed) = watch::channel(5 + master_namespaces.len());
+    // Secrets are watched only where they may be read.
+    let scopes = match served_namespaces {
+        [] => vec![None],
+        names => names.iter().map(Some).collect(),
+    };
+    let (pending, listed) = watch::channel(3 + 2 * scopes.len() + master_namespaces.len());
     let done = move || pending.send_modify(|count| *count -= 1);
 
     let feed = index.clone();
@@ -127,49 +134,65 @@ pub fn start(
     ));
 
     let ours = format!("{}={}", names::MANAGED_BY_LABEL, names::MANAGED_BY);
-    let feed = index.clone();
-    tasks.spawn(drive(
-        Api::<Secret>::all(client.clone()),
-        Config::default().labels(&ours),
-        done.clone(),
-        move |change| {
-            let observed = |secret: Secret| Managed(Arc::new(ObservedSecret::from(secret)));
-            feed_kind(&feed, change, |_| true, observed);
-        },
-    ));
-
     let not_ours = format!("{}!={}", names::MANAGED_BY_LABEL, names::MANAGED_BY);
-    let feed = index.clone();
-    tasks.spawn(drive(
-        Api::<PartialObjectMeta<Secret>>::all(client.clone()),
-        Config::default().labels(&not_ours),
-        done.clone(),
-        move |change| {
-            let observed = |secret: PartialObjectMeta<Secret>| {
-                Foreign(Arc::new(ObservedSecret::from_metadata(secret.metadata)))
-            };
-            feed_kind(&feed, change, |_| true, observed);
-        },
-    ));
+    for scope in scopes {
+        let feed = index.clone();
+        let within = is_in(scope);
+        tasks.spawn(drive(
+            secrets::<Secret>(client, scope),
+            Config::default().labels(&ours),
+            done.clone(),
+            move |change| {
+                let observed = |secret: Secret| Managed(Arc::new(ObservedSecret::from(secret)));
+                feed_kind(&feed, change, &within, observed);
+            },
+        ));
+
+        let feed = index.clone();
+        let within = is_in(scope);
+        tasks.spawn(drive(
+            secrets::<PartialObjectMeta<Secret>>(client, scope),
+            Config::default().labels(&not_ours),
+            done.clone(),
+            move |change| {
+                let observed = |secret: PartialObjectMeta<Secret>| {
+                    Foreign(Arc::new(ObservedSecret::from_metadata(secret.metadata)))
+                };
+                feed_kind(&feed, change, &within, observed);
+            },
+        ));
+    }
 
     for namespace in master_namespaces {
         let feed = index.clone();
-        let scope = namespace.clone();
+        let within = is_in(Some(namespace));
         tasks.spawn(drive(
-            Api::<Secret>::namespaced(client.clone(), namespace),
+            secrets::<Secret>(client, Some(namespace)),
             Config::default(),
             done.clone(),
             move |change| {
-                feed_kind(
-                    &feed,
-                    change,
-                    |key| key.0 == scope,
-                    |secret| Arc::new(Master::from(secret)),
-                );
+                feed_kind(&feed, change, &within, |secret| Arc::new(Master::from(secret)));
             },
         ));
     }
     listed
+}
+
+/// Secrets, or their metadata, of one namespace or of all.
+fn secrets<K>(client: &Client, namespace: Option<&String>) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// Whether a key is of this namespace, or of any.
+fn is_in(namespace: Option<&String>) -> impl Fn(&Key) -> bool + use<> {
+    let namespace = namespace.cloned();
+    move |key| namespace.as_ref().is_none_or(|namespace| key.0 == *namespace)
 }
 
 /// Something a watch saw.

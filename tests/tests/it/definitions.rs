@@ -18,7 +18,7 @@ fn what_the_controller_prints_is_what_the_chart_carries() {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
     let printed = String::from_utf8(output.stdout).unwrap();
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/llmwarden/crds");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/llmwarden/files/crds");
     let mut carried: Vec<String> = std::fs::read_dir(dir)
         .unwrap()
         .map(|entry| {
@@ -53,7 +53,7 @@ fn the_reference_lists_every_reason_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_charts_definitions_are_established() {
     let cluster = ControlPlane::shared().await.unwrap();
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/llmwarden/crds");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/llmwarden/files/crds");
     let output = cluster
         .kubectl()
         .args(["apply", "--server-side", "--validate=strict", "-f"])

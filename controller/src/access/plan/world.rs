@@ -24,6 +24,7 @@ pub const GRACE: Duration = Duration::from_mins(5);
 pub fn settings() -> Settings {
     Settings {
         trusted: vec!["system".to_owned()],
+        served: Vec::new(),
         denial_grace: GRACE,
         instance: Instance::new(vec![7; 32]),
     }

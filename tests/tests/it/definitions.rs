@@ -1,18 +1,22 @@
 //! The custom resource definitions that the chart carries, and the reference that explains them.
 
 use std::path::Path;
+use std::process::Command;
 
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::Api;
+use kube::api::ListParams;
 use kube::runtime::wait::{await_condition, conditions};
+use kube::{Api, ResourceExt};
 use llmwarden_proto::reason::Reason;
-use llmwarden_tests::{ControlPlane, binaries};
+use llmwarden_tests::{ControlPlane, binaries, chart, eventually};
 
 use crate::support::SOON;
 
 #[test]
 fn what_the_controller_prints_is_what_the_chart_carries() {
-    let output = std::process::Command::new(binaries::controller().unwrap())
+    let output = Command::new(binaries::controller().unwrap())
         .arg("crd")
         .output()
         .unwrap();
@@ -51,9 +55,10 @@ fn the_reference_lists_every_reason_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_charts_definitions_are_established() {
+async fn the_chart_takes_over_upgrades_and_keeps_its_definitions() {
     let cluster = ControlPlane::shared().await.unwrap();
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/llmwarden/files/crds");
+    // By hand first, as the README does it.
+    let dir = chart::dir().join("files/crds");
     let output = cluster
         .kubectl()
         .args(["apply", "--server-side", "--validate=strict", "-f"])
@@ -70,4 +75,56 @@ async fn the_charts_definitions_are_established() {
             .expect(name)
             .unwrap();
     }
+
+    let chart = chart::dir().display().to_string();
+    let install = [
+        "install",
+        chart::RELEASE,
+        &chart,
+        "--create-namespace",
+        "--take-ownership",
+    ];
+    cluster.run_helm(install).await.unwrap();
+    let policies = Api::<ValidatingAdmissionPolicy>::all(cluster.client());
+    let checked = eventually("the API server's check of the policies", SOON, async || {
+        let all = policies.list(&ListParams::default()).await.unwrap();
+        let checks = all.into_iter().map(|policy| policy.status?.type_checking);
+        checks
+            .collect::<Option<Vec<_>>>()
+            .filter(|checks| checks.len() == 3)
+    })
+    .await;
+    assert!(
+        checked.iter().all(|check| check.expression_warnings.is_none()),
+        "{checked:?}"
+    );
+
+    let dir = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp")
+        .arg("-r")
+        .arg(&chart)
+        .arg(dir.path())
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    let newer = dir.path().join("llmwarden");
+    let file = newer.join("files/crds/llmwarden.io_llmaccesses.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("    - llma\n", "    - llma\n    - llmas\n")).unwrap();
+    let upgrade = ["upgrade", chart::RELEASE, newer.to_str().unwrap()];
+    cluster.run_helm(upgrade).await.unwrap();
+    let names = definitions
+        .get("llmaccesses.llmwarden.io")
+        .await
+        .unwrap()
+        .spec
+        .names;
+    assert_eq!(names.short_names.unwrap_or_default(), ["llma", "llmas"]);
+
+    cluster.run_helm(["uninstall", chart::RELEASE]).await.unwrap();
+    let roles = Api::<ClusterRole>::all(cluster.client());
+    assert!(roles.get_opt("llmwarden-controller").await.unwrap().is_none());
+    let kept = definitions.list(&ListParams::default()).await.unwrap();
+    let kept: Vec<_> = kept.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(kept, ["llmaccesses.llmwarden.io", "llmproviders.llmwarden.io"]);
 }

@@ -42,8 +42,9 @@ pub enum ApplyError {
     Api(#[from] kube::Error),
 }
 
-/// Writes the Secrets of a plan, in order. What is to be deleted but gone already is out of date like any other surprise:
-/// a pass that goes on from it would tell a second time what another one has told.
+/// Writes the Secrets of a plan, in order. One that the API server refuses does not keep the others from being written. What
+/// is to be deleted but gone already is out of date like any other surprise: a pass that goes on from it would tell a second
+/// time what another one has told.
 pub async fn write_secrets(
     client: &Client,
     access: &LLMAccess,
@@ -52,30 +53,44 @@ pub async fn write_secrets(
 ) -> Result<(), ApplyError> {
     let namespace = access.namespace().unwrap_or_default();
     let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    let mut outcome = Ok(());
     for write in &plan.writes {
-        match write {
-            Write::Create(desired) => create(&api, access, desired, metrics).await?,
-            Write::Replace(desired, present) => {
-                let mut object = desired.object(access);
-                object.metadata.uid = Some(present.uid.clone());
-                object.metadata.resource_version = Some(present.resource_version.clone());
-                // Left out, they would be removed, and with them what somebody else still has to do.
-                object.metadata.finalizers = Some(present.finalizers.clone());
-                if let Some(content) = &present.content {
-                    object.type_ = Some(content.kind.clone());
-                }
-                let outcome = api.replace(&desired.name, &PostParams::default(), &object).await;
-                outcome.map_err(|error| classify(error, &desired.name))?;
-                metrics.wrote("replace");
-                info!(access = %access.name_any(), namespace, secret = desired.name, "Secret replaced");
-            }
-            Write::Recreate(desired, present) => {
-                delete(&api, present, metrics).await?;
-                create(&api, access, desired, metrics).await?;
-            }
-            Write::Delete(present) => delete(&api, present, metrics).await?,
+        let written = match write {
+            Write::Create(desired) => create(&api, access, desired, metrics).await,
+            Write::Replace(desired, present) => replace(&api, access, desired, present, metrics).await,
+            Write::Recreate(desired, present) => match delete(&api, present, metrics).await {
+                Ok(()) => create(&api, access, desired, metrics).await,
+                refused => refused,
+            },
+            Write::Delete(present) => delete(&api, present, metrics).await,
+        };
+        match written {
+            Err(refused @ ApplyError::Refused { .. }) => outcome = outcome.and(Err(refused)),
+            written => written?,
         }
     }
+    outcome
+}
+
+async fn replace(
+    api: &Api<Secret>,
+    access: &LLMAccess,
+    desired: &DesiredSecret,
+    present: &ObservedSecret,
+    metrics: &Metrics,
+) -> Result<(), ApplyError> {
+    let mut object = desired.object(access);
+    object.metadata.uid = Some(present.uid.clone());
+    object.metadata.resource_version = Some(present.resource_version.clone());
+    // Left out, they would be removed, and with them what somebody else still has to do.
+    object.metadata.finalizers = Some(present.finalizers.clone());
+    if let Some(content) = &present.content {
+        object.type_ = Some(content.kind.clone());
+    }
+    let outcome = api.replace(&desired.name, &PostParams::default(), &object).await;
+    outcome.map_err(|error| classify(error, &desired.name))?;
+    metrics.wrote("replace");
+    info!(access = %access.name_any(), namespace = access.namespace(), secret = desired.name, "Secret replaced");
     Ok(())
 }
 

@@ -194,6 +194,12 @@ fn occupied(seen: &Observation, wanted: &str) -> Result<Occupant, Refusal> {
         };
     };
     if secret.is_owned_by(seen.uid()) {
+        if secret.terminating {
+            return conflict(format!(
+                "Secret {namespace}/{wanted} is being deleted, but kept by the finalizers {}: waiting until they are removed",
+                secret.finalizers.join(", ")
+            ));
+        }
         return Ok(Occupant::NobodyElse);
     }
     match &secret.controller {

@@ -1,6 +1,7 @@
 //! What to write for an access: decided from an [`Observation`] alone, without a cluster.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,6 +92,13 @@ pub struct Plan {
     pub look_again: Option<Duration>,
 }
 
+impl Plan {
+    /// Looks again after this time, or earlier if that is planned already.
+    pub fn look_again_in(&mut self, pause: Duration) {
+        self.look_again = Some(self.look_again.map_or(pause, |planned| planned.min(pause)));
+    }
+}
+
 /// Decides. `None`: too little is known yet, or the access is being deleted and its Secrets with it.
 pub fn plan(seen: &Observation, settings: &Settings) -> Option<Plan> {
     if seen.access.metadata.deletion_timestamp.is_some() {
@@ -106,9 +114,18 @@ pub fn plan(seen: &Observation, settings: &Settings) -> Option<Plan> {
     })
 }
 
-/// The plan when the API server refused a write: nothing but to say so.
-pub fn refused(seen: &Observation, what: &str) -> Plan {
-    hold(seen, &Refusal::held(Reason::WriteRefused, what.to_owned()))
+/// The plan when the API server refused a write: nothing but to say so. A withdrawal stays due.
+pub fn refused(seen: &Observation, settings: &Settings, what: &str) -> Plan {
+    let denial = decide(seen, &settings.trusted)
+        .and_then(Result::err)
+        .filter(|refusal| refusal.denied);
+    let Some(denial) = denial else {
+        return hold(seen, &Refusal::held(Reason::WriteRefused, what.to_owned()));
+    };
+    let message = format!("{}. The key should be gone, but {what}", denial.message);
+    let mut plan = hold(seen, &Refusal::held(Reason::WriteRefused, message));
+    plan.status.withdraw_at = old_status(seen).withdraw_at;
+    plan
 }
 
 /// Nothing is known of the Secrets of other namespaces, and nothing may be written there.
@@ -132,7 +149,8 @@ fn provision(seen: &Observation, provider: &LLMProvider, grant: &Grant, settings
         ..Plan::default()
     };
 
-    if let Some(announcement) = announce_recreation(seen) {
+    let companion_name = access.companion_name();
+    if let Some(announcement) = announce_recreation(seen, &[&access.spec.secret_name, &companion_name]) {
         return announcement;
     }
 
@@ -146,7 +164,6 @@ fn provision(seen: &Observation, provider: &LLMProvider, grant: &Grant, settings
         &mut plan.writes,
     );
 
-    let companion_name = access.companion_name();
     let present = seen.own_companion();
     let render = |stamp| active_companion(access, provider, grant, &placeholder, stamp);
     let settled = settled_stamp(seen, present, render);
@@ -230,33 +247,54 @@ fn deny(seen: &Observation, refusal: &Refusal, settings: &Settings) -> Plan {
         let message = format!("{}. The key is withdrawn at {}", refusal.message, at.0);
         plan.status.withdraw_at = Some(at);
         status::refused(seen, refusal, &message, true, &mut plan);
-        plan.look_again = Some(grace);
+        plan.look_again_in(grace);
         return plan;
     };
     if seen.now < withdraw_at {
         let message = format!("{}. The key is withdrawn at {withdraw_at}", refusal.message);
         plan.status.withdraw_at.clone_from(&old.withdraw_at);
         status::refused(seen, refusal, &message, true, &mut plan);
-        plan.look_again = Some(until(seen.now, withdraw_at));
+        plan.look_again_in(until(seen.now, withdraw_at));
         return plan;
     }
-
-    let message = format!("{}. The key was withdrawn at {withdraw_at}", refusal.message);
-    let render = |stamp| withdrawn_companion(&refusal.message, stamp);
-    let stamp = settled_stamp(seen, companion, render).unwrap_or_else(|| next_stamp(seen));
     let name = seen.access.companion_name();
-    write_own(
-        companion,
-        DesiredSecret::new(&name, render(stamp), companion.map(AsRef::as_ref)),
-        &mut plan.writes,
-    );
+    if let Some(announcement) = announce_recreation(seen, &[&name]) {
+        return announcement;
+    }
+
+    let mut message = format!("{}. The key was withdrawn at {withdraw_at}", refusal.message);
     let mut keep = BTreeSet::from([name.as_str()]);
     let placeholder = settings.instance.placeholder(seen.namespace_name(), seen.name());
-    if let Some(application) = application.filter(|secret| secret.holds_value(names::API_KEY, &placeholder)) {
+    match application {
         // A placeholder opens nothing, and agents that reference it can go on starting.
-        keep.insert(application.name.as_str());
+        Some(application) if application.holds_value(names::API_KEY, &placeholder) => {
+            keep.insert(application.name.as_str());
+        }
+        // What a finalizer keeps must not keep the key.
+        Some(application) if !application.finalizers.is_empty() && !application.is_empty() => {
+            let emptied = DesiredSecret::new(&application.name, Data::new(), Some(application));
+            write_own(Some(application), emptied, &mut plan.writes);
+            keep.insert(application.name.as_str());
+            plan.look_again_in(Duration::ZERO);
+        }
+        _ => {}
     }
+    // The application's Secret goes first, whatever becomes of the companion.
     remove_others(seen, &keep, &mut plan.writes);
+    let render = |stamp| withdrawn_companion(&refusal.message, stamp);
+    let stamp = if seen.secrets.contains_key(&name) && companion.is_none() {
+        write!(
+            message,
+            ". Secret {name} is somebody else's, so that sidecars are not told"
+        )
+        .expect("writing to a String does not fail");
+        recorded_withdrawal(&old).unwrap_or_else(|| next_stamp(seen))
+    } else {
+        let stamp = settled_stamp(seen, companion, render).unwrap_or_else(|| next_stamp(seen));
+        let withdrawn = DesiredSecret::new(&name, render(stamp), companion.map(AsRef::as_ref));
+        write_own(companion, withdrawn, &mut plan.writes);
+        stamp
+    };
     plan.status.withdraw_at.clone_from(&old.withdraw_at);
     let news = status::record_withdrawal(&mut plan.status, &old, stamp);
     status::refused(seen, refusal, &message, false, &mut plan);
@@ -277,6 +315,10 @@ fn hold(seen: &Observation, refusal: &Refusal) -> Plan {
         .own_companion()
         .and_then(|c| c.delivery())
         .is_some_and(|d| d.state == State::Active);
+    let application = old
+        .secret_ref
+        .map_or_else(|| seen.access.spec.secret_name.clone(), |secret| secret.name);
+    let whole = seen.own_secret(&application).is_some();
     if refusal.reason == Reason::SecretConflict && old.credential_version.is_none() {
         // The conflict showed between two writes: the access that is refused leaves nothing behind.
         remove_others(seen, &BTreeSet::new(), &mut plan.writes);
@@ -284,14 +326,21 @@ fn hold(seen: &Observation, refusal: &Refusal) -> Plan {
     if !active {
         plan.status.withdraw_at.clone_from(&old.withdraw_at);
     }
-    status::refused(
-        seen,
-        refusal,
-        &refusal.message,
-        active && plan.writes.is_empty(),
-        &mut plan,
-    );
+    let message = if active && !whole {
+        format!("{}. Secret {application} is missing", refusal.message)
+    } else {
+        refusal.message.clone()
+    };
+    let provisioned = active && whole && plan.writes.is_empty();
+    status::refused(seen, refusal, &message, provisioned, &mut plan);
     plan
+}
+
+/// The version and time of a withdrawal that is recorded as the last thing that happened.
+fn recorded_withdrawal(old: &LLMAccessStatus) -> Option<(u64, Timestamp)> {
+    let last = old.history.first()?;
+    let version = u64::try_from(last.version).ok()?;
+    (last.trigger == Trigger::Withdrawn).then_some((version, last.time.0))
 }
 
 /// Version and time of a companion that is exactly what it should be. One from a backup is not: sidecars know a newer one.
@@ -380,7 +429,7 @@ fn remove_others(seen: &Observation, keep: &BTreeSet<&str>, writes: &mut Vec<Wri
     let others = seen
         .secrets
         .values()
-        .filter(|s| s.is_owned_by(seen.uid()) && !keep.contains(s.name.as_str()));
+        .filter(|s| s.is_owned_by(seen.uid()) && !s.terminating && !keep.contains(s.name.as_str()));
     others
         .map(|secret| {
             writes.push(Write::Delete(Arc::clone(secret)));
@@ -391,16 +440,20 @@ fn remove_others(seen: &Observation, keep: &BTreeSet<&str>, writes: &mut Vec<Wri
 
 /// The kubelet never follows an immutable Secret to its successor, so pods must restart. That is said before it is
 /// recreated: after a crash in between nobody could tell.
-fn announce_recreation(seen: &Observation) -> Option<Plan> {
-    let own = [&seen.access.spec.secret_name, &seen.access.companion_name()];
-    let immutable = own
-        .into_iter()
+fn announce_recreation(seen: &Observation, names: &[&str]) -> Option<Plan> {
+    let immutable: Vec<_> = names
+        .iter()
         .filter_map(|name| seen.own_secret(name))
-        .find(|secret| secret.is_immutable())?;
+        .filter(|secret| secret.is_immutable())
+        .map(|secret| format!("{} (uid {})", secret.name, secret.uid))
+        .collect();
+    if immutable.is_empty() {
+        return None;
+    }
     let message = format!(
-        "Secret {} (uid {}) was made immutable by somebody and is recreated: pods that were started with it must be \
-         restarted to get new keys",
-        immutable.name, immutable.uid
+        "Secret {} was made immutable by somebody and is recreated: pods that were started with it must be restarted to \
+         get new keys",
+        immutable.join(" and ")
     );
     let mut status = old_status(seen);
     let announced = conditions::find(&status.conditions, ConditionType::LiveRotation)

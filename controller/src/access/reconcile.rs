@@ -81,7 +81,7 @@ async fn pass(access: Arc<LLMAccess>, context: &Context) -> Result<Action, Apply
                 seen.secrets.insert(secret.name.clone(), secret);
             }
             Err(error @ ApplyError::Refused { .. }) => {
-                let plan = refused(&seen, &error.to_string());
+                let plan = refused(&seen, &context.settings, &error.to_string());
                 return finish(&seen, &plan, context, Some(REFUSED_RETRY)).await;
             }
             Err(error) => return Err(error),

@@ -183,7 +183,7 @@ fn schedule(seen: &Observation, provider: &LLMProvider, plan: &mut Plan) {
             Reason::RotationScheduled,
             message,
         );
-        plan.look_again = Some(until(seen.now, next));
+        plan.look_again_in(until(seen.now, next));
         return;
     }
     let message = format!(
@@ -264,6 +264,10 @@ pub fn refused(seen: &Observation, refusal: &Refusal, message: &str, provisioned
     }
     if !said {
         plan.events.push(EventNote::warning(refusal.reason, message));
+    }
+    // A key that stays grows old all the same.
+    if let Some(provider) = seen.provider.as_ref().filter(|_| provisioned) {
+        schedule(seen, provider, plan);
     }
 }
 

@@ -35,6 +35,8 @@ pub struct ObservedSecret {
     pub annotations: BTreeMap<String, String>,
     /// Its finalizers.
     pub finalizers: Vec<String>,
+    /// Whether it has been deleted, and only its finalizers keep it.
+    pub terminating: bool,
     /// The owner reference marked as controller.
     pub controller: Option<OwnerReference>,
     /// What it holds; `None` when only its metadata was seen.
@@ -69,6 +71,7 @@ impl ObservedSecret {
             labels: metadata.labels.unwrap_or_default(),
             annotations,
             finalizers: metadata.finalizers.unwrap_or_default(),
+            terminating: metadata.deletion_timestamp.is_some(),
             controller: metadata
                 .owner_references
                 .unwrap_or_default()
@@ -119,6 +122,13 @@ impl ObservedSecret {
             .as_ref()
             .and_then(|content| content.digests.get(name))
             .is_some_and(|present| *present == digest(value.expose_secret().as_bytes()))
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.content
+            .as_ref()
+            .is_some_and(|content| content.digests.is_empty())
     }
 
     /// Whether somebody made it immutable.

@@ -1,7 +1,5 @@
 //! Each right that the chart gives the controller is needed: without it something fails, and an operator can see what.
 
-use std::collections::BTreeSet;
-
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
@@ -17,9 +15,6 @@ use llmwarden_tests::{Installation, Signal, chart, eventually};
 use serde_json::json;
 
 use crate::support::{SOON, Tenant, create, object, patch, value};
-
-/// Rights that are there before their use is: the test fails when that comes, and when one is used already.
-const AHEAD: [&str; 4] = ["create leases", "get leases", "patch leases", "update leases"];
 
 const KEYS: [&str; 2] = ["sk-test-rights-1", "sk-test-rights-2"];
 
@@ -92,12 +87,6 @@ impl Granted {
             }
         }
         all
-    }
-
-    /// Its rights that nothing uses yet, and the others.
-    fn split(&self) -> (Vec<Right>, Vec<Right>) {
-        let is_ahead = |right: &Right| AHEAD.contains(&right.name().as_str());
-        Right::all(&self.rules).into_iter().partition(is_ahead)
     }
 
     /// Leaves it these rights alone.
@@ -260,19 +249,12 @@ impl Scene {
     /// Takes away each right on what `counts`, one at a time.
     async fn try_without_each(&self, counts: impl Fn(&Right) -> bool) {
         let roles = Granted::all(&self.installation, &self.tenant.namespace).await;
-        for role in &roles {
-            let (ahead, used) = role.split();
-            role.reduce(&used).await;
-            for right in ahead {
-                role.await_answer(&self.installation, &right, false).await;
-            }
-        }
         let seen = self.try_to_live().await;
-        assert_eq!(seen, None, "with all rights that it uses");
+        assert_eq!(seen, None, "with all its rights");
 
         let mut superfluous = Vec::new();
         for role in &roles {
-            let (_, rights) = role.split();
+            let rights = Right::all(&role.rules);
             for (place, right) in rights.iter().enumerate().filter(|(_, right)| counts(right)) {
                 let mut others = rights.clone();
                 others.remove(place);
@@ -301,13 +283,6 @@ async fn without_any_of_its_rights_the_controller_fails() {
     installation.stop_controller(Signal::SIGKILL).await.unwrap();
     let tenant = Tenant::names(&installation);
     tenant.create_namespace(true).await;
-    let roles = Granted::all(&installation, &tenant.namespace).await;
-    let named: BTreeSet<_> = roles
-        .iter()
-        .flat_map(|role| Right::all(&role.rules))
-        .map(|right| right.name())
-        .collect();
-    assert!(AHEAD.iter().all(|name| named.contains(*name)), "{named:?}");
     let scene = Scene {
         installation,
         tenant,

@@ -485,3 +485,94 @@ fn plans_do_not_show_keys() {
     assert_eq!(plan.writes.len(), 2);
     assert!(!format!("{plan:?}").contains("sk-test"), "{plan:?}");
 }
+
+#[test]
+fn a_withdrawal_that_is_refused_stays_due_and_is_said_once() {
+    let mut world = World::settled();
+    world.labels.clear();
+    world.settle();
+    world.now += GRACE;
+    let due = world.status().withdraw_at;
+    let refusal = "the API server refused to write Secret agent.llmwarden: quota";
+    let plan = refused(&world.observe(), &settings(), refusal);
+    assert_eq!(plan.status.withdraw_at, due);
+    assert_eq!(
+        plan.events.iter().map(|event| event.reason).collect::<Vec<_>>(),
+        [Reason::WriteRefused]
+    );
+    assert!(plan.events[0].message.contains("namespace team") && plan.events[0].message.contains("quota"));
+    world.access.status = Some(plan.status);
+    let again = refused(&world.observe(), &settings(), refusal);
+    assert!(again.events.is_empty());
+    assert_eq!(world.access.status.as_ref(), Some(&again.status));
+    world.settle();
+    assert_eq!(world.document().state, State::Withdrawn);
+}
+
+#[test]
+fn a_strangers_companion_does_not_keep_a_denied_key() {
+    let mut world = World::settled();
+    world.remove_secret("agent.llmwarden");
+    world.foreign("agent.llmwarden", &json!({}));
+    world.labels.clear();
+    world.settle();
+    world.now += GRACE;
+    assert_eq!(world.settle(), [Reason::Withdrawn]);
+    assert_eq!(world.secrets.keys().collect::<Vec<_>>(), ["agent.llmwarden"]);
+    assert_eq!(world.value("agent.llmwarden", "theirs").as_deref(), Some("x"));
+    let status = world.status();
+    assert_eq!(status.history[0].trigger, Trigger::Withdrawn);
+    let ready = conditions::find(&status.conditions, ConditionType::Ready).expect("Ready");
+    assert!(
+        ready.message.contains("sidecars are not told"),
+        "{}",
+        ready.message
+    );
+}
+
+#[test]
+fn what_a_finalizer_keeps_does_not_keep_a_denied_key() {
+    let mut world = World::settled();
+    world.secret("agent-key").metadata.finalizers = Some(vec!["example.com/theirs".to_owned()]);
+    world.labels.clear();
+    world.settle();
+    world.now += GRACE;
+    let plan = world.plan();
+    world.apply(&plan, usize::MAX);
+    assert_eq!(world.value("agent-key", "apiKey"), None);
+    world.secret("agent-key").metadata.deletion_timestamp = Some(whole_seconds(world.now));
+    assert!(
+        !world
+            .plan()
+            .writes
+            .iter()
+            .any(|write| matches!(write, Write::Delete(_)))
+    );
+    // Allowed again, the name is waited for.
+    world.labels.insert("llm".to_owned(), "yes".to_owned());
+    world.settle();
+    assert_eq!(world.ready(), ("False".to_owned(), "SecretConflict".to_owned()));
+}
+
+#[test]
+fn a_key_that_is_held_back_grows_old_and_is_missed_when_it_is_missing() {
+    let mut world = World::new();
+    let rotation = json!({ "enabled": true, "interval": "12h" });
+    let auth = world.provider().spec.auth.api_key.as_mut().expect("an API key");
+    auth.rotation = Some(parse(rotation));
+    world.settle();
+    world.master = None;
+    world.settle();
+    world.now += Duration::from_hours(12);
+    assert_eq!(world.settle(), [Reason::RotationOverdue]);
+
+    let provisioned = |world: &World| {
+        let status = world.status();
+        let condition = conditions::find(&status.conditions, ConditionType::CredentialProvisioned);
+        condition.map(|condition| condition.status.clone())
+    };
+    assert_eq!(provisioned(&world).as_deref(), Some("True"));
+    world.remove_secret("agent-key");
+    world.settle();
+    assert_eq!(provisioned(&world).as_deref(), Some("False"));
+}

@@ -35,7 +35,7 @@ test: cluster build ## Runs all tests, on real control planes
 	$(CARGO) test --workspace --locked
 
 e2e: ## Runs the tests on a real node, with pods and our images (Linux, root; installs Debian packages)
-	tests/e2e
+	LLMWARDEN_PROGRAMS=$(CURDIR)/target/$(HOST)/release tests/e2e
 
 check: deny ## Checks format, lints, licences and generated files
 	$(CARGO) fmt --all --check

@@ -75,10 +75,12 @@ impl Installation {
 
     /// [`start`](Self::start), with a controller that logs at this level.
     pub async fn start_logging(flags: &[&str], level: &str) -> Result<Self> {
-        let options = Options {
-            crds: vec![LLMAccess::crd(), LLMProvider::crd()],
-            ..Options::default()
-        };
+        Self::start_on(Options::default(), flags, level).await
+    }
+
+    /// [`start_logging`](Self::start_logging), on a control plane with these options, to which our definitions are added.
+    pub async fn start_on(mut options: Options, flags: &[&str], level: &str) -> Result<Self> {
+        options.crds.extend([LLMAccess::crd(), LLMProvider::crd()]);
         let installation = Self {
             controller: Mutex::new(None),
             flags: flags.iter().map(ToString::to_string).collect(),

@@ -9,23 +9,25 @@ TOOLS := $(CURDIR)/target/tools
 # Where tools that `make` had to install itself are; those already on the PATH come first.
 export PATH := $(PATH):$(TOOLS)/bin
 CRDS := charts/llmwarden/files/crds
+PROGRAM := llmwarden-controller llmwarden-sidecar
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # Static, so that a program needs nothing but itself; relocations packed, so that starting it touches fewer pages.
 SHIPPED := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
 
-.PHONY: help build release cluster helm crds test check deny demo bench soak fuzz
+.PHONY: help build release cluster helm crds test e2e check deny demo bench soak fuzz
 
 help: ## Lists the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Each by itself: together they would be built with each other's features.
 build: ## Builds the controller and the sidecar
 	$(CARGO) build --locked -p llmwarden-controller
 	$(CARGO) build --locked -p llmwarden-sidecar
 
-release: ## Builds both programs as they are shipped, in target/<host>/release
-	RUSTFLAGS="$(SHIPPED)" $(CARGO) build --locked --release --target $(HOST) -p llmwarden-controller
-	RUSTFLAGS="$(SHIPPED)" $(CARGO) build --locked --release --target $(HOST) -p llmwarden-sidecar
+release: ## Builds both programs as they are shipped, in target/<host>/release (PROGRAM=llmwarden-sidecar for one)
+	for program in $(PROGRAM); do \
+		RUSTFLAGS="$(SHIPPED)" $(CARGO) build --locked --release --target $(HOST) -p $$program || exit; \
+	done
 
 cluster: ## Builds the control plane that tests run on (once, minutes; needs Go or KUBEBUILDER_ASSETS)
 	tests/build cluster
@@ -39,10 +41,14 @@ crds: ## Writes the chart's custom resource definitions from the Rust types
 test: cluster helm build ## Runs all tests, on real control planes
 	$(CARGO) test --workspace --locked
 
+e2e: ## Runs the tests on a real node, with pods and our images (Linux, root; installs Debian packages)
+	LLMWARDEN_PROGRAMS=$(CURDIR)/target/$(HOST)/release tests/e2e
+
 check: deny ## Checks format, lints, licences and generated files
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --package llmwarden-tests --test e2e --locked -- -D warnings
 	cargo-deny --locked check licenses bans sources
 	$(CARGO) run --locked -q -p llmwarden-controller -- crd --check $(CRDS)
 

@@ -17,6 +17,7 @@ pub(crate) struct Certificate {
 }
 
 /// What signs the certificates of a cluster.
+#[derive(Debug)]
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     dir: PathBuf,

@@ -1,8 +1,9 @@
 //! A Kubernetes control plane of the test's own: etcd, the API server and the controller manager, as real processes on
-//! loopback. There are no nodes: pods can be created and stay Pending.
+//! loopback. There are no nodes (that is [`crate::Node`]): pods can be created and stay Pending.
 
 mod components;
 
+use std::net::Ipv4Addr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -39,6 +40,9 @@ pub struct Options {
     pub chart: bool,
     /// Further flags of the API server.
     pub api_server_flags: Vec<String>,
+    /// The address of the node that is going to run on it: pods reach the API server there. Without it, it is on
+    /// loopback alone.
+    pub node_address: Option<Ipv4Addr>,
 }
 
 /// A running control plane. Dropping it stops it; its directory with all logs stays if the test is panicking, so tests
@@ -101,7 +105,7 @@ impl ControlPlane {
 
     async fn attempt(bin: &Path, options: &Options) -> Result<Self> {
         let work_dir = WorkDir::create(&binaries::target_dir()?.join("cluster/run"))?;
-        let layout = Layout::create(work_dir.path(), bin, &options.api_server_flags)?;
+        let layout = Layout::create(work_dir.path(), bin, options)?;
         let etcd = layout.start_etcd()?;
         let api_server = layout.start_api_server()?;
         let kubeconfig = Kubeconfig::read_from(&layout.kubeconfig)?;
@@ -157,8 +161,20 @@ impl ControlPlane {
     }
 
     /// The certificate of the authority that signed the API server's.
-    pub fn authority(&self) -> &Path {
-        &self.layout.authority
+    pub fn authority(&self) -> PathBuf {
+        self.layout.authority.certificate()
+    }
+
+    /// A kubeconfig of a user in a group, by a certificate.
+    pub fn kubeconfig_as(&self, user: &str, group: &str) -> Result<PathBuf> {
+        let certificate = self.layout.authority.client(user, group)?;
+        kubeconfig::write(
+            self.work_dir(),
+            user,
+            &self.url(),
+            &self.authority(),
+            &User::Certificate(&certificate),
+        )
     }
 
     /// A kubeconfig with the rights of a service account, which is made, with its namespace, unless it exists.
@@ -207,7 +223,7 @@ impl ControlPlane {
         let port = server.rsplit(':').next().unwrap_or_default();
         let file = format!("{namespace}.{name}.{port}");
         let user = User::Token(&token);
-        kubeconfig::write(self.work_dir(), &file, server, self.authority(), &user)
+        kubeconfig::write(self.work_dir(), &file, server, &self.authority(), &user)
     }
 
     /// A client with the rights of a service account; see [`kubeconfig_for`](Self::kubeconfig_for).
@@ -278,7 +294,7 @@ impl ControlPlane {
     }
 
     /// Keeps the directory when the test that lets go of the cluster is failing.
-    pub(crate) fn keep_if_panicking(&self) {
+    pub fn keep_if_panicking(&self) {
         if std::thread::panicking() {
             self.work_dir.keep("a test failed");
         }

@@ -99,20 +99,21 @@ impl Installation {
 
     /// [`start`](Self::start), with a controller that logs at this level.
     pub async fn start_logging(flags: &[&str], level: &str) -> Result<Self> {
-        let installation = Self::without_controller(flags, level).await?;
+        Self::start_on(Options::default(), flags, level).await
+    }
+
+    /// [`start_logging`](Self::start_logging), on a control plane with these options, to which our chart is added.
+    pub async fn start_on(options: Options, flags: &[&str], level: &str) -> Result<Self> {
+        let installation = Self::without_controller(options, flags, level).await?;
         installation.start_controller().await?;
         Ok(installation)
     }
 
-    async fn without_controller(flags: &[&str], level: &str) -> Result<Self> {
-        let options = Options {
-            chart: true,
-            // Some distributions have it, and with it a right more is needed.
-            api_server_flags: vec![
-                "--enable-admission-plugins=OwnerReferencesPermissionEnforcement".to_owned(),
-            ],
-            ..Options::default()
-        };
+    async fn without_controller(mut options: Options, flags: &[&str], level: &str) -> Result<Self> {
+        options.chart = true;
+        // Some distributions have it, and with it a right more is needed.
+        let plugin = "--enable-admission-plugins=OwnerReferencesPermissionEnforcement";
+        options.api_server_flags.push(plugin.to_owned());
         let cluster = ControlPlane::start_with(options).await?;
         let installation = Self {
             controller: Mutex::default(),
@@ -130,7 +131,8 @@ impl Installation {
         static SHARED: OnceCell<Installation> = OnceCell::const_new();
         static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
         let turn = TURN.lock().await;
-        let installation = SHARED.get_or_try_init(async || Self::without_controller(&[], "debug").await);
+        let installation =
+            SHARED.get_or_try_init(async || Self::without_controller(Options::default(), &[], "debug").await);
         Ok(Exclusive {
             installation: installation.await?,
             _turn: turn,

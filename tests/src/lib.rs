@@ -1,5 +1,5 @@
-//! Harness of llmwarden's tests: a real Kubernetes control plane (etcd, API server, controller manager) per test, the
-//! product's binaries as processes, and one way to wait for something to become true.
+//! Harness of llmwarden's tests: a real Kubernetes control plane (etcd, API server, controller manager) per test, a real
+//! node for those that run pods, the product's binaries as processes, and one way to wait for something to become true.
 //!
 //! ```no_run
 //! # async fn test() -> anyhow::Result<()> {
@@ -14,8 +14,10 @@ mod certificates;
 pub mod chart;
 pub mod client;
 pub mod control_plane;
+pub mod image;
 pub mod installation;
 mod kubeconfig;
+pub mod node;
 mod ports;
 pub mod process;
 pub mod readers;
@@ -28,7 +30,9 @@ mod work_dir;
 
 pub use api_proxy::ApiProxy;
 pub use control_plane::{ControlPlane, Options};
+pub use image::Image;
 pub use installation::Installation;
+pub use node::Node;
 pub use ports::free_port;
 pub use process::{Process, Signal};
 pub use shared::shared_dir;

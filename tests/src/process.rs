@@ -180,6 +180,24 @@ impl Drop for Process {
     }
 }
 
+/// Runs a command to its end, and returns what it printed.
+pub(crate) async fn output(command: Command) -> Result<String> {
+    let mut command = tokio::process::Command::from(command);
+    let output = command
+        .kill_on_drop(true)
+        .output()
+        .await
+        .with_context(|| format!("{command:?}"))?;
+    if !output.status.success() {
+        bail!(
+            "{command:?}: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
 /// Whether a process with this id runs. One that has ended and waits to be reaped doesn't.
 pub fn is_running(pid: u32) -> io::Result<bool> {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {

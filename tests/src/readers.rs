@@ -2,6 +2,7 @@
 //! read that no agent should ever get.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, setns};
 
 use crate::try_eventually;
 
@@ -69,17 +71,38 @@ struct Reader {
 impl Readers {
     /// Reads the file at `file`, and `url` with the header line that stands in `header`, starting with `first` there.
     pub fn start(file: PathBuf, url: &str, header: &Path, first: &str) -> Result<Self> {
+        Self::start_beside(None, file, url, header, first)
+    }
+
+    /// [`start`](Self::start), with `url` in the network namespace of the process with this id.
+    pub fn start_beside(
+        pid: Option<u32>,
+        file: PathBuf,
+        url: &str,
+        header: &Path,
+        first: &str,
+    ) -> Result<Self> {
+        let namespace = |pid| File::open(format!("/proc/{pid}/ns/net"));
+        let mut enter = pid.map(namespace).transpose()?;
         let keys = Arc::new(Keys(Mutex::new(vec![first.to_owned()])));
         let agent = ureq::Agent::new_with_defaults();
         let (name, value) = header_of(header)?;
         let url = url.to_owned();
         let ask = move || {
-            let mut answer = agent.get(&url).header(&name, &value).call()?;
-            answer.body_mut().read_to_vec()
+            // It is this thread alone that enters, with its first read.
+            if let Some(namespace) = enter.take() {
+                setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            }
+            let mut answer = agent
+                .get(&url)
+                .header(&name, &value)
+                .call()
+                .map_err(io::Error::other)?;
+            answer.body_mut().read_to_vec().map_err(io::Error::other)
         };
         Ok(Self {
             file: Reader::start(keys.clone(), move || std::fs::read(&file)),
-            endpoint: Reader::start(keys.clone(), move || ask().map_err(io::Error::other)),
+            endpoint: Reader::start(keys.clone(), ask),
             waiting: None,
             keys,
         })

@@ -6,45 +6,56 @@ use std::sync::Once;
 
 use anyhow::Result;
 
+use super::Options;
 use crate::certificates::{Authority, Certificate};
 use crate::kubeconfig::{self, User};
 use crate::ports::free_port;
 use crate::process::Process;
+
+/// What pods know the API server by: the first address of the range of Services.
+const SERVICE_ADDRESS: &str = "10.96.0.1";
 
 /// Everything about a cluster that stays the same when a component is restarted.
 #[derive(Debug)]
 pub(super) struct Layout {
     pub(super) bin: PathBuf,
     pub(super) kubeconfig: PathBuf,
-    pub(super) authority: PathBuf,
+    pub(super) authority: Authority,
     dir: PathBuf,
+    admin: Certificate,
     serving: Certificate,
     service_accounts: Certificate,
     etcd_port: u16,
     api_port: u16,
-    api_server_flags: Vec<String>,
+    options: Options,
 }
 
 impl Layout {
-    pub(super) fn create(dir: &Path, bin: &Path, api_server_flags: &[String]) -> Result<Self> {
+    pub(super) fn create(dir: &Path, bin: &Path, options: &Options) -> Result<Self> {
         let authority = Authority::new(&dir.join("certificates"))?;
-        let admin = authority.client("admin", "system:masters")?;
+        let mut names = vec![
+            "127.0.0.1",
+            "localhost",
+            "kubernetes.default.svc",
+            SERVICE_ADDRESS,
+        ];
+        let node = options.node_address.map(|address| address.to_string());
+        names.extend(node.as_deref());
         let mut layout = Self {
             bin: bin.to_owned(),
             kubeconfig: PathBuf::new(),
-            authority: authority.certificate(),
             dir: dir.to_owned(),
-            serving: authority.server(
-                "kube-apiserver",
-                &["127.0.0.1", "localhost", "kubernetes.default.svc"],
-            )?,
+            admin: authority.client("admin", "system:masters")?,
+            serving: authority.server("kube-apiserver", &names)?,
             service_accounts: authority.service_accounts()?,
+            authority,
             etcd_port: free_port(),
             api_port: free_port(),
-            api_server_flags: api_server_flags.to_owned(),
+            options: options.clone(),
         };
-        let user = User::Certificate(&admin);
-        layout.kubeconfig = kubeconfig::write(dir, "admin", &layout.url(), &layout.authority, &user)?;
+        let user = User::Certificate(&layout.admin);
+        let authority = layout.authority.certificate();
+        layout.kubeconfig = kubeconfig::write(dir, "admin", &layout.url(), &authority, &user)?;
         Ok(layout)
     }
 
@@ -75,14 +86,10 @@ impl Layout {
         let mut command = self.command("kube-apiserver");
         command
             .arg(flag("etcd-servers", self.etcd_url()))
-            .arg("--bind-address=127.0.0.1")
-            .arg("--advertise-address=127.0.0.1")
-            // A loopback address is no valid endpoint of the `kubernetes` Service.
-            .arg("--endpoint-reconciler-type=none")
             .arg(flag("secure-port", self.api_port.to_string()))
             .arg(flag("tls-cert-file", &self.serving.certificate))
             .arg(flag("tls-private-key-file", &self.serving.key))
-            .arg(flag("client-ca-file", &self.authority))
+            .arg(flag("client-ca-file", self.authority.certificate()))
             .arg("--service-account-issuer=https://kubernetes.default.svc.cluster.local")
             .arg(flag(
                 "service-account-key-file",
@@ -100,7 +107,21 @@ impl Layout {
             // It refuses pods in namespaces without a service account, and nobody makes those then.
             command.arg("--disable-admission-plugins=ServiceAccount");
         }
-        command.args(&self.api_server_flags);
+        match self.options.node_address {
+            None => command
+                .arg("--bind-address=127.0.0.1")
+                .arg("--advertise-address=127.0.0.1")
+                // A loopback address is no valid endpoint of the `kubernetes` Service.
+                .arg("--endpoint-reconciler-type=none"),
+            Some(address) => command
+                .arg(flag("advertise-address", address.to_string()))
+                // For the logs of pods, and commands in them.
+                .arg(flag("kubelet-client-certificate", &self.admin.certificate))
+                .arg(flag("kubelet-client-key", &self.admin.key))
+                // There is no name server.
+                .arg("--kubelet-preferred-address-types=InternalIP"),
+        };
+        command.args(&self.options.api_server_flags);
         self.spawn("kube-apiserver", &command)
     }
 
@@ -122,7 +143,7 @@ impl Layout {
             .arg("--leader-elect=false")
             // It serves nothing that a test asks for.
             .arg("--secure-port=0")
-            .arg(flag("root-ca-file", &self.authority))
+            .arg(flag("root-ca-file", self.authority.certificate()))
             .arg(flag(
                 "service-account-private-key-file",
                 &self.service_accounts.key,

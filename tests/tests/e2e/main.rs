@@ -1,0 +1,11 @@
+//! llmwarden on a real node: our images, and pods with the sidecar beside an agent. `make e2e` runs it.
+
+mod images;
+mod node;
+mod pods;
+mod support;
+
+// The tests on a control plane alone need more of it.
+#[allow(dead_code)]
+#[path = "../it/support.rs"]
+mod tenant;

@@ -9,16 +9,15 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::metrics::Exposition;
 
-/// Serves `/healthz`, `/readyz` and `/metrics`, to the end of the process. Ready is who has `listed` everything.
+/// Serves `/healthz`, `/readyz` and `/metrics`, to the end of the process. Ready is who waits for nothing any more.
 pub async fn serve(
     address: SocketAddr,
     exposition: Exposition,
-    listed: CancellationToken,
+    waits_for: impl Fn() -> Option<&'static str> + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address)
         .await
@@ -33,13 +32,9 @@ pub async fn serve(
         })
     };
     let ready = move || {
-        std::future::ready(if listed.is_cancelled() {
-            (StatusCode::OK, "ok\n")
-        } else {
-            (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "waiting for the first complete lists from the API server\n",
-            )
+        std::future::ready(match waits_for() {
+            None => (StatusCode::OK, "ok\n".to_owned()),
+            Some(what) => (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {what}\n")),
         })
     };
     let router = Router::new()

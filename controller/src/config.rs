@@ -1,5 +1,6 @@
 //! Flags, each with a `LLMWARDEN_*` twin.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,7 +8,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use llmwarden_proto::logging::LogFormat;
+
+use crate::inject::sidecar::Template;
 
 /// Command line of the controller.
 #[derive(Debug, Parser)]
@@ -30,7 +34,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs the controller (the default).
-    Run(RunOptions),
+    Run(Box<RunOptions>),
     /// Prints the custom resource definitions.
     Crd(CrdOptions),
 }
@@ -68,7 +72,53 @@ pub struct RunOptions {
     /// Format of the logs.
     #[arg(long, env = "LLMWARDEN_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+    /// Flags of the webhook.
+    #[command(flatten)]
+    pub webhook: WebhookOptions,
 }
+
+/// Flags of the webhook, and of the sidecar that it injects.
+#[derive(Debug, Clone, Args)]
+pub struct WebhookOptions {
+    /// Address of the webhook, such as `[::]:9443`; without it nothing is injected, and no certificates are made.
+    #[arg(long = "webhook", env = "LLMWARDEN_WEBHOOK")]
+    pub listen: Option<SocketAddr>,
+    /// Name of the `MutatingWebhookConfiguration` whose `caBundle` is kept up to date.
+    #[arg(
+        long = "webhook-configuration",
+        env = "LLMWARDEN_WEBHOOK_CONFIGURATION",
+        default_value = "llmwarden"
+    )]
+    pub configuration: String,
+    /// Name of the Service, in the controller's namespace, that the API server calls the webhook by.
+    #[arg(
+        long = "webhook-service",
+        env = "LLMWARDEN_WEBHOOK_SERVICE",
+        default_value = "llmwarden-webhook"
+    )]
+    pub service: String,
+    /// A further name or address that the webhook is called by (repeatable, or separated by commas).
+    #[arg(long = "webhook-host", env = "LLMWARDEN_WEBHOOK_HOST", value_delimiter = ',')]
+    pub hosts: Vec<String>,
+    /// How long API servers and replicas are given to take in a change of the webhook's authority.
+    #[arg(long = "webhook-settle", env = "LLMWARDEN_WEBHOOK_SETTLE", default_value = "5m", value_parser = parse_duration)]
+    pub settle: Duration,
+    /// Image of the sidecar, with the program at /llmwarden-sidecar and a number other than 0 as its user.
+    #[arg(long, env = "LLMWARDEN_SIDECAR_IMAGE", default_value = DEFAULT_IMAGE)]
+    pub sidecar_image: String,
+    /// What the sidecar requests.
+    #[arg(long, env = "LLMWARDEN_SIDECAR_REQUESTS", value_delimiter = ',', default_value = "cpu=10m,memory=16Mi", value_parser = parse_quantity)]
+    pub sidecar_requests: Vec<(String, Quantity)>,
+    /// What the sidecar is limited to.
+    #[arg(long, env = "LLMWARDEN_SIDECAR_LIMITS", value_delimiter = ',', default_value = "cpu=500m,memory=64Mi", value_parser = parse_quantity)]
+    pub sidecar_limits: Vec<(String, Quantity)>,
+    /// The most that the volume with the delivered keys may hold. It counts as the sidecar's memory.
+    #[arg(long, env = "LLMWARDEN_SIDECAR_VOLUME_SIZE", default_value = "16Mi")]
+    pub sidecar_volume_size: String,
+}
+
+/// The image of this version.
+const DEFAULT_IMAGE: &str = concat!("ghcr.io/llmwarden/llmwarden-sidecar:", env!("CARGO_PKG_VERSION"));
 
 /// Flags of `crd`.
 #[derive(Debug, Clone, Args)]
@@ -101,6 +151,33 @@ fn each_once(mut names: Vec<String>) -> Vec<String> {
     names.sort();
     names.dedup();
     names
+}
+
+impl WebhookOptions {
+    /// Every name and address that the webhook is called by, in this namespace.
+    pub fn names(&self, namespace: &str) -> BTreeSet<String> {
+        let service = format!("{}.{namespace}.svc", self.service);
+        let mut names = BTreeSet::from([format!("{service}.cluster.local"), service]);
+        names.extend(self.hosts.iter().filter(|name| !name.is_empty()).cloned());
+        names
+    }
+
+    /// The sidecar to inject.
+    pub fn template(&self) -> Template {
+        Template {
+            image: self.sidecar_image.clone(),
+            requests: self.sidecar_requests.iter().cloned().collect(),
+            limits: self.sidecar_limits.iter().cloned().collect(),
+            volume_size: Quantity(self.sidecar_volume_size.clone()),
+        }
+    }
+}
+
+fn parse_quantity(text: &str) -> Result<(String, Quantity), String> {
+    text.split_once('=')
+        .filter(|(resource, quantity)| !resource.is_empty() && !quantity.is_empty())
+        .map(|(resource, quantity)| (resource.to_owned(), Quantity(quantity.to_owned())))
+        .ok_or_else(|| "write <resource>=<quantity>, such as memory=64Mi".to_owned())
 }
 
 fn host_name() -> String {
@@ -147,5 +224,24 @@ mod tests {
         assert!(cli.command.is_none());
         assert_eq!(cli.run.master_namespaces(), ["a", "b", "c"]);
         assert!(cli.run.served_namespaces().is_empty());
+    }
+
+    #[test]
+    fn the_webhook_has_the_names_of_its_service() {
+        let cli = Cli::parse_from(["llmwarden-controller", "--webhook-host", "127.0.0.1"]);
+        let names: Vec<_> = cli.run.webhook.names("n").into_iter().collect();
+        let service = ["llmwarden-webhook.n.svc", "llmwarden-webhook.n.svc.cluster.local"];
+        assert_eq!(names, [&["127.0.0.1"], service.as_slice()].concat());
+    }
+
+    #[test]
+    fn reads_what_the_sidecar_gets() {
+        let cli = Cli::parse_from(["llmwarden-controller", "--sidecar-limits", "memory=32Mi"]);
+        let template = cli.run.webhook.template();
+        assert_eq!(template.limits["memory"].0, "32Mi");
+        assert_eq!(template.requests["cpu"].0, "10m");
+        for text in ["", "memory", "=1", "memory="] {
+            assert!(parse_quantity(text).is_err(), "{text}");
+        }
     }
 }

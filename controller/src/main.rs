@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         Some(Command::Crd(options)) => crd::run(&options),
         command => {
             let options = match command {
-                Some(Command::Run(options)) => options,
+                Some(Command::Run(options)) => *options,
                 _ => cli.run,
             };
             logging::init(options.log_format);

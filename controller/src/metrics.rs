@@ -1,6 +1,7 @@
 //! What Prometheus reads. Series about an object are made from the index when they are asked for, so that they go with it.
 
 use std::fmt;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus_client::collector::Collector;
@@ -9,6 +10,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -25,12 +27,37 @@ struct OperationLabel {
     operation: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AdmissionLabels {
+    outcome: &'static str,
+    reason: &'static str,
+}
+
+/// Bounds of the time that an answer to the API server takes, in seconds: it waits for two at most.
+const ADMISSION_SECONDS: [f64; 8] = [0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.1, 1.0];
+
 /// What the process counts.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Metrics {
     passes: Family<OutcomeLabel, Counter>,
     writes: Family<OperationLabel, Counter>,
     leads: Gauge,
+    admissions: Family<AdmissionLabels, Counter>,
+    admission_time: Histogram,
+    certificate_expiry: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            passes: Family::default(),
+            writes: Family::default(),
+            leads: Gauge::default(),
+            admissions: Family::default(),
+            admission_time: Histogram::new(ADMISSION_SECONDS),
+            certificate_expiry: Gauge::default(),
+        }
+    }
 }
 
 impl Metrics {
@@ -47,6 +74,24 @@ impl Metrics {
     /// Notes whether this replica holds the Lease.
     pub fn leads(&self, leads: bool) {
         self.leads.set(leads.into());
+    }
+
+    /// Counts an answer to the API server: a pod was `injected`, `skipped` or `denied`, an access `left out`, or the request
+    /// was `invalid`.
+    pub fn admitted(&self, outcome: &'static str, reason: &'static str) {
+        self.admissions
+            .get_or_create(&AdmissionLabels { outcome, reason })
+            .inc();
+    }
+
+    /// Notes how long an answer took.
+    pub fn admission_took(&self, time: Duration) {
+        self.admission_time.observe(time.as_secs_f64());
+    }
+
+    /// Notes when the certificate that is served expires.
+    pub fn certificate_expires(&self, at: Timestamp) {
+        self.certificate_expiry.set(at.as_second());
     }
 }
 
@@ -74,6 +119,23 @@ impl Exposition {
             "secret_writes",
             "Secrets that were written",
             metrics.writes.clone(),
+        );
+        own.register(
+            "admissions",
+            "Answers of the webhook about pods",
+            metrics.admissions.clone(),
+        );
+        own.register_with_unit(
+            "admission_duration",
+            "Time that an answer of the webhook took",
+            Unit::Seconds,
+            metrics.admission_time.clone(),
+        );
+        own.register_with_unit(
+            "webhook_certificate_expiry",
+            "Unix time at which the webhook's certificate expires; 0 before there is one",
+            Unit::Seconds,
+            metrics.certificate_expiry.clone(),
         );
         registry.register_collector(Box::new(Objects(index)));
         Self(registry)

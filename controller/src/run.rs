@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use axum_server::Handle;
 use futures::{Stream, StreamExt};
 use kube::api::Api;
 use kube::runtime::controller::{Config, Controller};
@@ -18,13 +19,19 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::certificates::keep::Keeper;
+use crate::certificates::plan::Lifetimes;
+use crate::certificates::serving::{self, Serving};
 use crate::config::RunOptions;
 use crate::index::watch::{self, SharedIndex};
+use crate::inject::serve::Webhook;
 use crate::instance::Instance;
 use crate::lease::Candidacy;
 use crate::metrics::{Exposition, Metrics};
-use crate::{access, admin, provider};
+use crate::{access, admin, inject, provider};
 
+/// How long open connections of the webhook may take to finish.
+const ADMISSION_DRAIN: Duration = Duration::from_secs(5);
 /// How many accesses are worked on at a time.
 const CONCURRENCY: u16 = 32;
 /// How long passes may take to finish. Pods get 30 s by default.
@@ -56,8 +63,26 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
     let listed = CancellationToken::new();
     let exposition = Exposition::new(&metrics, index.clone());
     let mut parts = JoinSet::new();
-    parts.spawn(admin::serve(options.status, exposition, listed.clone()));
-    let mut pending = watch::start(&client, &index, &trusted, &served, &mut parts);
+    let serving = Arc::new(Serving::default());
+    let (certificates, certificates_seen) = tokio::sync::watch::channel(None);
+    let admits = options.webhook.listen.is_some();
+    if admits {
+        parts.spawn(serving::follow(
+            client.clone(),
+            options.namespace.clone(),
+            serving.clone(),
+            metrics.clone(),
+            certificates,
+        ));
+    }
+    let (all_listed, certified) = (listed.clone(), serving.clone());
+    let waits_for = move || match (all_listed.is_cancelled(), certified.is_loaded() || !admits) {
+        (false, _) => Some("the first complete lists from the API server"),
+        (true, false) => Some("the webhook's certificate"),
+        (true, true) => None,
+    };
+    parts.spawn(admin::serve(options.status, exposition, waits_for));
+    let mut pending = watch::start(&client, &index, &trusted, &served, admits, &mut parts);
     tokio::select! {
         all = pending.wait_for(|count| *count == 0) => { all.context("a watch ended")?; }
         ended = parts.join_next() => return part_ended(ended),
@@ -65,6 +90,17 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
     }
     listed.cancel();
     info!(namespace = options.namespace, "everything is listed");
+    let admission = Handle::new();
+    if let Some(address) = options.webhook.listen {
+        let webhook = Webhook {
+            index: index.clone(),
+            namespace: options.namespace.clone(),
+            template: options.webhook.template(),
+            metrics: metrics.clone(),
+        };
+        let tls = serving::tls(serving).context("cannot prepare TLS")?;
+        parts.spawn(inject::serve::serve(address, webhook, tls, admission.clone()));
+    }
 
     let reporter = Reporter {
         controller: "llmwarden-controller".into(),
@@ -90,15 +126,43 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
             index,
             trusted,
         }),
+        certificates: admits.then(|| Keeper {
+            client: client.clone(),
+            namespace: options.namespace.clone(),
+            configuration: options.webhook.configuration.clone(),
+            names: options.webhook.names(&options.namespace),
+            lifetimes: Lifetimes::with_settle(options.webhook.settle),
+            seen: certificates_seen,
+        }),
     };
     let mut candidacy = Candidacy::start(client, &options.namespace, &options.identity).await?;
+    lead(&mut candidacy, &writer, &metrics, &mut parts, &stop).await?;
+    // Answers that are being made are still wanted: the webhook is the one part that ends now.
+    admission.graceful_shutdown(Some(ADMISSION_DRAIN));
+    let ended = candidacy.end().await;
+    if admits {
+        let _ = tokio::time::timeout(ADMISSION_DRAIN, parts.join_next()).await;
+    }
+    ended.context("cannot give the Lease back")?;
+    info!("stopped");
+    Ok(())
+}
+
+/// Writes whenever the Lease is held, until the stop.
+async fn lead(
+    candidacy: &mut Candidacy,
+    writer: &Writer,
+    metrics: &Metrics,
+    parts: &mut JoinSet<anyhow::Result<()>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     while !stop.is_cancelled() {
         tokio::select! {
             leads = candidacy.leads.wait_for(|leads| *leads) => { leads.context("the campaign for the Lease ended")?; }
             ended = parts.join_next() => return part_ended(ended),
             () = stop.cancelled() => break,
         }
-        info!(identity = options.identity, "holds the Lease, reconciling");
+        info!("holds the Lease, reconciling");
         metrics.leads(true);
         let tenure = stop.child_token();
         let lost = async {
@@ -122,8 +186,6 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
         }
         metrics.leads(false);
     }
-    candidacy.end().await.context("cannot give the Lease back")?;
-    info!("stopped");
     Ok(())
 }
 
@@ -139,6 +201,7 @@ fn part_ended(ended: Option<Result<anyhow::Result<()>, JoinError>>) -> anyhow::R
 struct Writer {
     accesses: Arc<access::reconcile::Context>,
     providers: Arc<provider::Context>,
+    certificates: Option<Keeper>,
 }
 
 impl Writer {
@@ -165,7 +228,12 @@ impl Writer {
         .graceful_shutdown_on(tenure.clone().cancelled_owned())
         .run(provider::reconcile, provider::on_error, self.providers.clone())
         .for_each(|_| std::future::ready(()));
-        tokio::join!(accesses, providers);
+        let certificates = async {
+            if let Some(keeper) = &self.certificates {
+                keeper.keep(tenure).await;
+            }
+        };
+        tokio::join!(accesses, providers, certificates);
     }
 }
 

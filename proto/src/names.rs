@@ -16,6 +16,26 @@ pub const ADOPT_ANNOTATION: &str = "llmwarden.io/adopt";
 /// recorded yet, after a crash, could not tell otherwise.
 pub const CAUSE_ANNOTATION: &str = "llmwarden.io/cause";
 
+/// Annotation on a pod, or on the kagent Agent that it belongs to: the accesses whose keys it gets, separated by commas, or
+/// [`INJECT_NOTHING`].
+pub const INJECT_ANNOTATION: &str = "llmwarden.io/inject";
+/// The value of [`INJECT_ANNOTATION`] that keeps a pod as it is, whatever selects it.
+pub const INJECT_NOTHING: &str = "false";
+/// Annotation on a pod: the containers that get mounts and variables, separated by commas; all of them without it.
+pub const CONTAINERS_ANNOTATION: &str = "llmwarden.io/containers";
+/// Label on injected pods; its value is `true`. For people to select by: what is injected is known by its structure.
+pub const INJECTED_LABEL: &str = "llmwarden.io/injected";
+
+/// Name of the sidecar's container, and of the volume that it shares with the agent's containers.
+pub const SIDECAR: &str = "llmwarden";
+/// What the names of the sidecar's other volumes begin with.
+pub const VOLUME_PREFIX: &str = "llmwarden-";
+/// Where the companions are mounted, each in a directory of its own: in the sidecar alone.
+pub const COMPANIONS_DIR: &str = "/var/run/secrets/llmwarden";
+
+/// Name of the Secret with the webhook's certificates, in the controller's own namespace.
+pub const CERTIFICATES_SECRET: &str = "llmwarden-webhook-certificates";
+
 /// Name of the controller's own Secret, in its own namespace: what placeholders and key ids are derived from.
 pub const INSTANCE_SECRET: &str = "llmwarden-instance";
 

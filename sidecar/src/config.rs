@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use llmwarden_proto::logging::LogFormat;
 use llmwarden_proto::names;
 
@@ -15,9 +15,13 @@ use llmwarden_proto::names;
 #[command(
     name = "llmwarden-sidecar",
     version,
-    about = "Delivers each new key to the running agent"
+    about = "Delivers each new key to the running agent",
+    subcommand_negates_reqs = true
 )]
 pub struct Cli {
+    /// What to do; deliver when absent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// An access and where its companion Secret comes from: <access>=<directory that it is mounted at>, or
     /// <access>=kube:<namespace>/<secret> for a watch through the API server. Repeatable, or separated by commas.
     #[arg(
@@ -39,6 +43,21 @@ pub struct Cli {
     /// Format of the logs.
     #[arg(long, env = "LLMWARDEN_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// What the program does instead of delivering.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Asks the sidecar that runs here whether it has a key for every access, and prints its answer.
+    Probe(ProbeOptions),
+}
+
+/// Flags of `probe`.
+#[derive(Debug, Clone, Args)]
+pub struct ProbeOptions {
+    /// The sidecar's own `--status`.
+    #[arg(long, env = "LLMWARDEN_STATUS", default_value = "[::]:9471")]
+    pub status: SocketAddr,
 }
 
 impl Cli {
@@ -172,6 +191,15 @@ mod tests {
         );
         assert_eq!(cli.listen.to_string(), "127.0.0.1:9470");
         assert_eq!(cli.status.to_string(), "[::]:9471");
+    }
+
+    #[test]
+    fn a_probe_needs_no_source() {
+        let cli = parse(&["probe"]).expect("valid");
+        let Some(Command::Probe(options)) = cli.command else {
+            panic!("{cli:?}");
+        };
+        assert_eq!(options.status.port(), 9471);
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod config;
 pub mod endpoint;
 pub mod files;
 pub mod metrics;
+pub mod probe;
 pub mod run;
 pub mod server;
 pub mod source;

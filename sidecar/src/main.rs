@@ -3,11 +3,14 @@
 use std::process::ExitCode;
 
 use llmwarden_proto::{hardening, logging};
-use llmwarden_sidecar::config::Cli;
-use llmwarden_sidecar::run;
+use llmwarden_sidecar::config::{Cli, Command};
+use llmwarden_sidecar::{probe, run};
 
 fn main() -> ExitCode {
     let cli = Cli::from_args();
+    if let Some(Command::Probe(options)) = cli.command {
+        return probe::run(options.status);
+    }
     logging::init(cli.log_format);
     let outcome = hardening::apply()
         .map_err(anyhow::Error::from)

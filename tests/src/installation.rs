@@ -109,6 +109,25 @@ impl Installation {
         Ok(installation)
     }
 
+    /// [`start`](Self::start), with the webhook. The chart gives no rights for that yet, so the controller has all.
+    pub async fn start_with_webhook(flags: &[&str]) -> Result<Self> {
+        let webhook = ["--webhook", "127.0.0.1:0", "--webhook-host", "127.0.0.1"];
+        let flags: Vec<_> = webhook.iter().chain(flags).copied().collect();
+        let mut installation = Self::without_controller(Options::default(), &flags, "debug").await?;
+        installation.kubeconfig = installation.cluster.kubeconfig().to_owned();
+        installation.start_controller().await?;
+        Ok(installation)
+    }
+
+    /// One installation with the webhook for all tests of this process that can share it.
+    pub async fn shared_with_webhook() -> Result<Shared> {
+        static SHARED: OnceCell<Installation> = OnceCell::const_new();
+        SHARED
+            .get_or_try_init(async || Self::start_with_webhook(&[]).await)
+            .await
+            .map(Shared)
+    }
+
     async fn without_controller(mut options: Options, flags: &[&str], level: &str) -> Result<Self> {
         options.chart = true;
         // Some distributions have it, and with it a right more is needed.

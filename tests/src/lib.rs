@@ -26,6 +26,7 @@ pub mod sidecar;
 pub mod skip;
 pub mod volume;
 pub mod wait;
+pub mod webhook;
 mod work_dir;
 
 pub use api_proxy::ApiProxy;

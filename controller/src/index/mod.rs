@@ -2,8 +2,10 @@
 //!
 //! Updates are synchronous and return what they touch; [`watch`] feeds them from the API server.
 
+pub mod agent;
 pub mod health;
 pub mod master;
+pub mod offer;
 pub mod secret;
 pub mod watch;
 
@@ -16,8 +18,10 @@ use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::names;
 use llmwarden_proto::provider::LLMProvider;
 
+use self::agent::AgentWish;
 pub use self::health::Health;
 use self::master::Master;
+use self::offer::Offer;
 use self::secret::ObservedSecret;
 
 /// Namespace (empty for cluster-scoped objects) and name.
@@ -82,6 +86,8 @@ pub struct Index {
     claims_by_secret: Ways,
     claims_by_uid: Ways,
     health: BTreeMap<Key, Health>,
+    offers: BTreeMap<Key, Arc<Offer>>,
+    agents: BTreeMap<Key, AgentWish>,
     managed: BTreeMap<Key, Managed>,
     managed_by_owner: Ways,
     foreign: BTreeMap<Key, Foreign>,
@@ -216,6 +222,17 @@ impl Index {
         self.claims.get(key)
     }
 
+    /// Whether a Secret's name is taken from the access with this UID: somebody else has it, or an older access wants it.
+    pub fn is_others(&self, namespace: &str, secret: &str, uid: &str) -> bool {
+        match self.secret(namespace, secret) {
+            Some(secret) => !secret.is_owned_by(uid),
+            None => self
+                .claims_of(namespace, secret)
+                .min_by_key(|claim| (claim.created, &claim.name))
+                .is_some_and(|oldest| oldest.uid != uid),
+        }
+    }
+
     /// How many accesses use a provider.
     pub fn access_count(&self, provider: &str) -> usize {
         self.claims_by_provider.keys(&cluster_key(provider)).count()
@@ -232,6 +249,26 @@ impl Index {
     pub fn health(&self) -> Vec<(Key, Health)> {
         let all = self.health.iter();
         all.map(|(key, health)| (key.clone(), health.clone())).collect()
+    }
+
+    /// What an access offers to pods.
+    pub fn offer(&self, namespace: &str, access: &str) -> Option<&Arc<Offer>> {
+        self.offers.get(&(namespace.to_owned(), access.to_owned()))
+    }
+
+    /// What every access of a namespace offers to pods, by name.
+    pub fn offers(&self, namespace: &str) -> impl Iterator<Item = &Arc<Offer>> {
+        // Keys are ordered by namespace first, so that no other is looked through.
+        self.offers
+            .range((namespace.to_owned(), String::new())..)
+            .take_while(move |((of, _), _)| of == namespace)
+            .map(|(_, offer)| offer)
+    }
+
+    /// The accesses that a kagent Agent's annotation names.
+    pub fn agent_wish(&self, namespace: &str, agent: &str) -> Option<&str> {
+        let wish = self.agents.get(&(namespace.to_owned(), agent.to_owned()))?;
+        wish.0.as_deref()
     }
 
     fn accesses_using(&self, provider: &str) -> impl Iterator<Item = ObjectRef<LLMAccess>> {

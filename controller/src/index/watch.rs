@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
@@ -13,7 +14,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher::{Config, Event, watcher};
 use kube::{Client, Resource};
 use llmwarden_proto::access::LLMAccess;
-use llmwarden_proto::errors::describe_watch;
+use llmwarden_proto::errors::{describe, describe_watch};
 use llmwarden_proto::names;
 use llmwarden_proto::provider::LLMProvider;
 use serde::de::DeserializeOwned;
@@ -22,9 +23,16 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::warn;
 
+use super::agent::{Agent, AgentWish};
 use super::master::Master;
+use super::offer::Offer;
 use super::secret::ObservedSecret;
 use super::{Affected, Claim, Foreign, Health, Index, Key, Kind, Managed};
+
+/// How often it is looked whether kagent has been installed.
+const LOOK_FOR_KAGENT: Duration = Duration::from_mins(1);
+/// How soon after a failure to find that out at the start.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// The index, shared by the watches that feed it and the controllers that read it.
 #[derive(Clone, Default)]
@@ -95,6 +103,7 @@ pub fn start(
     index: &SharedIndex,
     master_namespaces: &[String],
     served_namespaces: &[String],
+    agents: bool,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> watch::Receiver<usize> {
     // Secrets are watched only where they may be read.
@@ -102,7 +111,8 @@ pub fn start(
         [] => vec![None],
         names => names.iter().map(Some).collect(),
     };
-    let (pending, listed) = watch::channel(3 + 2 * scopes.len() + master_namespaces.len());
+    let (pending, listed) =
+        watch::channel(3 + 2 * scopes.len() + usize::from(agents) + master_namespaces.len());
     let done = move || pending.send_modify(|count| *count -= 1);
 
     let feed = index.clone();
@@ -163,6 +173,10 @@ pub fn start(
         ));
     }
 
+    if agents {
+        tasks.spawn(watch_agents(client.clone(), index.clone(), done.clone()));
+    }
+
     for namespace in master_namespaces {
         let feed = index.clone();
         let within = is_in(Some(namespace));
@@ -195,6 +209,52 @@ fn is_in(namespace: Option<&String>) -> impl Fn(&Key) -> bool + use<> {
     move |key| namespace.as_ref().is_none_or(|namespace| key.0 == *namespace)
 }
 
+/// kagent may not be installed, or come later.
+async fn watch_agents(client: Client, feed: SharedIndex, listed: impl FnOnce() + Send) -> anyhow::Result<()> {
+    let mut listed = Some(listed);
+    loop {
+        match agents_are_served(&client).await {
+            Ok(true) => break,
+            Ok(false) => {
+                if let Some(listed) = listed.take() {
+                    listed();
+                }
+            }
+            // Nothing is known then, and nothing concluded.
+            Err(error) => {
+                let error = describe(&error);
+                warn!(error, "cannot find out whether kagent is installed");
+            }
+        }
+        let pause = if listed.is_some() { RETRY } else { LOOK_FOR_KAGENT };
+        tokio::time::sleep(pause).await;
+    }
+    drive(
+        Api::<PartialObjectMeta<Agent>>::all(client),
+        Config::default(),
+        move || {
+            if let Some(listed) = listed {
+                listed();
+            }
+        },
+        move |change| feed_kind(&feed, change, |_| true, AgentWish::from),
+    )
+    .await
+}
+
+async fn agents_are_served(client: &Client) -> Result<bool, kube::Error> {
+    let version = format!("{}/{}", Agent::GROUP, Agent::VERSION);
+    match client.list_api_group_resources(&version).await {
+        Ok(served) => Ok(served
+            .resources
+            .iter()
+            .any(|resource| resource.name == Agent::PLURAL)),
+        // By its code: of a group that is not there the API server speaks in plain text.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Something a watch saw.
 enum Change<K> {
     Apply(Key, K),
@@ -222,15 +282,18 @@ fn feed_kind<K, E: Kind>(
     }
 }
 
-/// Two things are remembered of an access: what it wants, which others depend on, and how it is, which changes more often.
+/// Three things are remembered of an access: what it wants, which others depend on, how it is, which changes more often, and
+/// what it offers to pods.
 fn feed_access(feed: &SharedIndex, change: Change<LLMAccess>) {
     match change {
         Change::Apply(key, access) => {
             feed.update(|index| index.apply(&key, Health::from(&access)));
+            feed.update(|index| index.apply(&key, Arc::new(Offer::from(&access))));
             feed.update(|index| index.apply(&key, Claim::from(&access)));
         }
         Change::Delete(key) => {
             feed.update(|index| index.delete::<Health>(&key));
+            feed.update(|index| index.delete::<Arc<Offer>>(&key));
             feed.update(|index| index.delete::<Claim>(&key));
         }
         Change::Reset(all) => {
@@ -238,11 +301,16 @@ fn feed_access(feed: &SharedIndex, change: Change<LLMAccess>) {
                 .iter()
                 .map(|(key, access)| (key.clone(), Health::from(access)))
                 .collect();
+            let offers = all
+                .iter()
+                .map(|(key, access)| (key.clone(), Arc::new(Offer::from(access))))
+                .collect();
             let claims = all
                 .into_iter()
                 .map(|(key, access)| (key, Claim::from(&access)))
                 .collect();
             feed.update(|index| index.reset::<Health>(|_| true, health));
+            feed.update(|index| index.reset::<Arc<Offer>>(|_| true, offers));
             feed.update(|index| index.reset::<Claim>(|_| true, claims));
         }
     }

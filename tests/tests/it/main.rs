@@ -3,6 +3,7 @@
 mod adoption;
 mod attacks;
 mod canary;
+mod certificates;
 mod companions;
 mod conflicts;
 mod controller_crashes;
@@ -12,6 +13,7 @@ mod delivery;
 mod denial;
 mod endpoint;
 mod guide;
+mod injection;
 mod policies;
 mod readme;
 mod refusals;

@@ -1,0 +1,196 @@
+//! Which accesses a pod gets, and what is in the way of some of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::core::SelectorExt;
+use llmwarden_proto::names;
+use llmwarden_proto::provider::ProxyPolicy;
+
+use super::{Obstacle, Outcome, SkipReason};
+use crate::index::Index;
+use crate::index::offer::Offer;
+
+/// Namespaces that nothing is injected into, besides the controller's own.
+const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
+/// The label of kagent's pods whose value is the Agent's name.
+const KAGENT_AGENT_LABEL: &str = "kagent";
+/// The label that such a pod counts as having too: what people expect it to be called.
+const VIRTUAL_AGENT_LABEL: &str = "kagent.dev/agent";
+
+/// What a pod is to get.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// Whether it was asked for by name: then what can't be done is refused, and left undone otherwise.
+    pub by_name: bool,
+    /// The accesses: those named, in that order, then those that select the pod, by name.
+    pub accesses: Vec<Arc<Offer>>,
+    /// How many of them are named.
+    pub named: usize,
+    /// Accesses that select the pod, and what is in the way of them.
+    pub left_out: Vec<Obstacle>,
+}
+
+impl Selection {
+    /// What follows from something that is in the way of the whole pod.
+    pub fn obstructed(&self, obstacle: Obstacle) -> Outcome {
+        if self.by_name {
+            Outcome::Deny(obstacle)
+        } else {
+            Outcome::Skip(SkipReason::Obstructed(obstacle))
+        }
+    }
+}
+
+/// Finds the accesses. `Err` is what becomes of a pod that gets none. `own` is the controller's namespace.
+pub fn select(pod: &Pod, namespace: &str, own: &str, index: &Index) -> Result<Selection, Outcome> {
+    if namespace == own || SYSTEM_NAMESPACES.contains(&namespace) {
+        return Err(Outcome::Skip(SkipReason::SystemNamespace));
+    }
+    let named = match wish(pod, namespace, index) {
+        Wish::Nothing => return Err(Outcome::Skip(SkipReason::OptedOut)),
+        Wish::Accesses { names, whose } => names
+            .into_iter()
+            .map(|access| named(namespace, access, &whose, index))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(Outcome::Deny)?,
+        Wish::None => Vec::new(),
+    };
+    let mut selection = Selection {
+        by_name: !named.is_empty(),
+        named: named.len(),
+        accesses: named,
+        left_out: Vec::new(),
+    };
+    let labels = labels(pod);
+    for offer in index.offers(namespace) {
+        let selects = |offer: &Offer| {
+            let selector = offer.selector.as_ref();
+            selector.is_some_and(|selector| selector.matches(&labels))
+        };
+        let again = || {
+            selection
+                .accesses
+                .iter()
+                .any(|other| other.access == offer.access)
+        };
+        if !selects(offer) || again() {
+            continue;
+        }
+        match usable(namespace, offer, index) {
+            Ok(()) => selection.accesses.push(Arc::clone(offer)),
+            Err(obstacle) => selection.left_out.push(obstacle),
+        }
+    }
+    if !selection.accesses.is_empty() {
+        return Ok(selection);
+    }
+    Err(Outcome::Skip(match selection.left_out.into_iter().next() {
+        Some(obstacle) => SkipReason::Obstructed(obstacle),
+        None => SkipReason::NotSelected,
+    }))
+}
+
+/// What the annotations ask for.
+enum Wish<'a> {
+    /// They say nothing.
+    None,
+    /// No injection, whatever selects the pod.
+    Nothing,
+    /// These accesses.
+    Accesses { names: Vec<&'a str>, whose: String },
+}
+
+/// The pod's own annotation, else that of its kagent Agent: kagent does not pass annotations of the Agent on.
+fn wish<'a>(pod: &'a Pod, namespace: &str, index: &'a Index) -> Wish<'a> {
+    let own = pod
+        .annotations()
+        .get(names::INJECT_ANNOTATION)
+        .map(String::as_str);
+    let of_agent = || {
+        let agent = kagent_agent(pod)?;
+        let wish = index.agent_wish(namespace, agent)?;
+        Some((wish, format!("Agent {agent}")))
+    };
+    // kagent can't remove an annotation again, only empty it: an empty one says nothing.
+    let said = own.filter(|value| !list(value).is_empty());
+    let Some((value, whose)) = said.map(|value| (value, "the pod".to_owned())).or_else(of_agent) else {
+        return Wish::None;
+    };
+    match list(value) {
+        names if names == [names::INJECT_NOTHING] => Wish::Nothing,
+        names if names.is_empty() => Wish::None,
+        names => Wish::Accesses { names, whose },
+    }
+}
+
+/// The entries of a list in an annotation, each once.
+pub(super) fn list(value: &str) -> Vec<&str> {
+    let mut entries = Vec::new();
+    for entry in value.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+        if !entries.contains(&entry) {
+            entries.push(entry);
+        }
+    }
+    entries
+}
+
+/// The kagent Agent that a pod belongs to.
+fn kagent_agent(pod: &Pod) -> Option<&str> {
+    let labels = pod.labels();
+    let agent = labels.get(KAGENT_AGENT_LABEL)?;
+    (labels.get("app")? == "kagent").then_some(agent)
+}
+
+fn labels(pod: &Pod) -> BTreeMap<String, String> {
+    let mut labels = pod.labels().clone();
+    if let Some(agent) = kagent_agent(pod) {
+        labels
+            .entry(VIRTUAL_AGENT_LABEL.to_owned())
+            .or_insert_with(|| agent.to_owned());
+    }
+    labels
+}
+
+fn named(namespace: &str, access: &str, whose: &str, index: &Index) -> Result<Arc<Offer>, Obstacle> {
+    let Some(offer) = index.offer(namespace, access) else {
+        return Err(Obstacle::AccessMissing {
+            namespace: namespace.to_owned(),
+            access: access.to_owned(),
+            whose: whose.to_owned(),
+        });
+    };
+    usable(namespace, offer, index).map(|()| Arc::clone(offer))
+}
+
+/// Whether an access may be injected. It need not be ready: the sidecar waits for the key.
+fn usable(namespace: &str, offer: &Offer, index: &Index) -> Result<(), Obstacle> {
+    let access = || offer.access.clone();
+    let provider = || offer.provider.clone();
+    let companion = names::companion(&offer.access);
+    for secret in [&offer.secret_name, &companion] {
+        if index.is_others(namespace, secret, &offer.uid) {
+            return Err(Obstacle::SecretConflict {
+                access: access(),
+                secret: secret.clone(),
+            });
+        }
+    }
+    let Some(declared) = index.provider(&offer.provider) else {
+        // It may turn out to forbid that pods hold its key.
+        return Err(Obstacle::ProviderMissing {
+            access: access(),
+            provider: provider(),
+        });
+    };
+    // The one place to change when the proxy is there: without it, such a pod would hold the live key.
+    if offer.injection.proxy.is_some() || declared.spec.proxy == ProxyPolicy::Required {
+        return Err(Obstacle::ProxyNotAvailable {
+            access: access(),
+            provider: provider(),
+        });
+    }
+    Ok(())
+}

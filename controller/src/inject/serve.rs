@@ -1,0 +1,173 @@
+//! The webhook's side of admission: reviews in, answers out. No request to the API server is made for one.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::header;
+use axum::response::IntoResponse;
+use axum::routing::post;
+use axum_server::Handle;
+use axum_server::tls_rustls::RustlsConfig;
+use k8s_openapi::api::core::v1::Pod;
+use kube::core::DynamicObject;
+use kube::core::admission::{
+    AdmissionRequest, AdmissionResponse, AdmissionReview, ConvertAdmissionReviewError, Operation,
+};
+use rustls::ServerConfig;
+use serde::Deserialize;
+use tracing::{debug, info, warn};
+
+use super::plan::plan;
+use super::select::select;
+use super::sidecar::Template;
+use super::{Outcome, SkipReason};
+use crate::index::watch::SharedIndex;
+use crate::metrics::Metrics;
+
+/// Where reviews are sent.
+pub const PATH: &str = "/inject";
+/// The largest review that is read: objects have 3 MiB at most, and there is one in it.
+const MAX_REVIEW: usize = 4 * 1024 * 1024;
+/// How long a client may take for its TLS handshake, and then for its first request.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What answers are made from.
+#[derive(Debug)]
+pub struct Webhook {
+    /// What the watches saw.
+    pub index: SharedIndex,
+    /// The controller's own namespace.
+    pub namespace: String,
+    /// The sidecar to inject.
+    pub template: Template,
+    /// Where answers are counted.
+    pub metrics: Metrics,
+}
+
+/// Of a review that can't be read, what the answer needs.
+#[derive(Default, Deserialize)]
+struct Unreadable {
+    #[serde(default)]
+    request: Identified,
+}
+
+#[derive(Default, Deserialize)]
+struct Identified {
+    #[serde(default)]
+    uid: String,
+}
+
+impl Webhook {
+    /// Answers a review.
+    pub fn review(&self, body: &[u8]) -> AdmissionReview<DynamicObject> {
+        let begin = Instant::now();
+        let request: Result<AdmissionRequest<Pod>, String> =
+            serde_json::from_slice::<AdmissionReview<Pod>>(body)
+                .map_err(|error| error.to_string())
+                .and_then(|review| {
+                    let request = review.try_into();
+                    request.map_err(|error: ConvertAdmissionReviewError| error.to_string())
+                });
+        let response = match request {
+            Ok(request) => self.answer(&request),
+            Err(error) => {
+                warn!(error, "a review that can't be read");
+                self.metrics.admitted("invalid", "Unreadable");
+                let uid = serde_json::from_slice::<Unreadable>(body).unwrap_or_default();
+                let mut response =
+                    AdmissionResponse::invalid(format!("not the AdmissionReview of a pod: {error}"));
+                response.uid = uid.request.uid;
+                response
+            }
+        };
+        self.metrics.admission_took(begin.elapsed());
+        response.into_review()
+    }
+
+    fn answer(&self, request: &AdmissionRequest<Pod>) -> AdmissionResponse {
+        let response = AdmissionResponse::from(request);
+        let Some(pod) = request
+            .object
+            .as_ref()
+            .filter(|_| request.operation == Operation::Create)
+        else {
+            return response;
+        };
+        let namespace = request.namespace.as_deref().unwrap_or_default();
+        let (outcome, reason) = match self.outcome(pod, namespace) {
+            Outcome::Patch(injected) => {
+                for obstacle in &injected.left_out {
+                    self.metrics.admitted("left out", obstacle.reason());
+                }
+                self.metrics.admitted("injected", "Injected");
+                let mut response = response
+                    .with_patch(json_patch::Patch(injected.operations))
+                    .expect("a patch of JSON values becomes JSON");
+                response.warnings = Some(injected.warnings).filter(|all| !all.is_empty());
+                return response;
+            }
+            Outcome::Skip(skipped) => {
+                let reason = skipped.reason();
+                self.metrics.admitted("skipped", reason);
+                let warning = match skipped {
+                    SkipReason::Obstructed(obstacle) => Some(vec![format!("not injected: {obstacle}")]),
+                    _ => None,
+                };
+                let mut response = response;
+                response.warnings = warning;
+                (response, reason)
+            }
+            Outcome::Deny(obstacle) => {
+                self.metrics.admitted("denied", obstacle.reason());
+                (response.deny(&obstacle), obstacle.reason())
+            }
+        };
+        let name = pod.metadata.name.as_ref().or(pod.metadata.generate_name.as_ref());
+        debug!(namespace, pod = name, reason, "not injected");
+        outcome
+    }
+
+    fn outcome(&self, pod: &Pod, namespace: &str) -> Outcome {
+        let selection = select(pod, namespace, &self.namespace, &self.index.read());
+        selection.map_or_else(
+            |outcome| outcome,
+            |selection| plan(pod, selection, &self.template),
+        )
+    }
+}
+
+/// Serves reviews, to the end of the process or of `handle`.
+pub async fn serve(
+    address: SocketAddr,
+    webhook: Webhook,
+    tls: Arc<ServerConfig>,
+    handle: Handle<SocketAddr>,
+) -> anyhow::Result<()> {
+    let failed = || format!("--webhook {address}: cannot listen there");
+    let listener = std::net::TcpListener::bind(address).with_context(failed)?;
+    listener.set_nonblocking(true)?;
+    info!(webhook = %listener.local_addr()?, "serving admission");
+    let router = Router::new()
+        .route(PATH, post(admit))
+        .layer(DefaultBodyLimit::max(MAX_REVIEW))
+        .with_state(Arc::new(webhook));
+    axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(tls))
+        .with_context(failed)?
+        .map(|acceptor| acceptor.handshake_timeout(PATIENCE))
+        .first_request_timeout(PATIENCE)
+        .handle(handle)
+        .serve(router.into_make_service())
+        .await?;
+    anyhow::bail!("admission is not served any more")
+}
+
+async fn admit(State(webhook): State<Arc<Webhook>>, body: Bytes) -> impl IntoResponse {
+    let review = webhook.review(&body);
+    let text = serde_json::to_vec(&review).expect("an answer has string keys and no failing values");
+    ([(header::CONTENT_TYPE, "application/json")], text)
+}

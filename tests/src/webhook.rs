@@ -1,0 +1,83 @@
+//! The webhook configuration as the chart has it, with a URL on loopback in place of the Service.
+
+use anyhow::{Context, Result};
+use http_body_util::BodyExt as _;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use kube::api::PostParams;
+use kube::client::Body;
+use kube::{Api, Client};
+use serde_json::{Value, json};
+
+use crate::installation::Installation;
+
+/// Name of the configuration.
+pub const CONFIGURATION: &str = "llmwarden";
+/// Name of the entry for annotated pods: all that is ours of what the API server says when nobody answers.
+pub const ANNOTATED: &str = "annotated-pods-wait-for-the-llmwarden-controller.llmwarden.io";
+/// Name of the entry for all others.
+pub const OTHERS: &str = "pods.llmwarden.io";
+
+/// Whether a pod is annotated, in CEL.
+const IS_ANNOTATED: &str = "has(object.metadata.annotations) && 'llmwarden.io/inject' in object.metadata.annotations \
+     && !(object.metadata.annotations['llmwarden.io/inject'] in ['', 'false'])";
+
+/// The configuration, for pods of namespaces with this label.
+fn configuration(url: &str, label: (&str, &str)) -> Value {
+    let entry = |name: &str, policy: &str, timeout: i32, condition: String| {
+        json!({
+            "name": name,
+            "admissionReviewVersions": ["v1"],
+            "clientConfig": { "url": url },
+            "failurePolicy": policy,
+            "timeoutSeconds": timeout,
+            "reinvocationPolicy": "IfNeeded",
+            "sideEffects": "None",
+            "matchPolicy": "Equivalent",
+            "rules": [{
+                "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"], "scope": "Namespaced",
+            }],
+            "matchConditions": [{ "name": "annotated", "expression": condition }],
+            "namespaceSelector": { "matchLabels": { label.0: label.1 } },
+        })
+    };
+    json!({
+        "metadata": { "name": CONFIGURATION },
+        "webhooks": [
+            entry(ANNOTATED, "Fail", 10, IS_ANNOTATED.to_owned()),
+            entry(OTHERS, "Ignore", 2, format!("!({IS_ANNOTATED})")),
+        ],
+    })
+}
+
+impl Installation {
+    /// Where the controller answers reviews.
+    fn webhook_url(&self) -> Result<String> {
+        let log = self.controller_log();
+        // The last one that served is the one that runs.
+        let line = log.lines().rfind(|line| line.contains("serving admission"));
+        let address = line
+            .and_then(|line| line.rsplit("webhook=").next())
+            .context("it serves no admission")?;
+        Ok(format!("https://{address}/inject"))
+    }
+
+    /// Sends the webhook what the API server would not, and returns the status and the answer.
+    pub async fn post_to_webhook(&self, body: String) -> Result<(u16, String)> {
+        let mut config = kube::Config::new(self.webhook_url()?.parse()?);
+        config.accept_invalid_certs = true;
+        let request = http::Request::post("/").body(Body::from(body.into_bytes()))?;
+        let answer = Client::try_from(config)?.send(request).await?;
+        let status = answer.status().as_u16();
+        let text = answer.into_body().collect().await?.to_bytes();
+        Ok((status, String::from_utf8(text.to_vec())?))
+    }
+
+    /// Has the API server call the controller about pods in namespaces with this label, and returns the configuration.
+    pub async fn register_webhook(&self, label: (&str, &str)) -> Result<MutatingWebhookConfiguration> {
+        let configuration = configuration(&self.webhook_url()?, label);
+        let api = Api::<MutatingWebhookConfiguration>::all(self.client());
+        Ok(api
+            .create(&PostParams::default(), &serde_json::from_value(configuration)?)
+            .await?)
+    }
+}

@@ -145,9 +145,16 @@ impl Directory {
             }
             Held::Withdrawn(withdrawn) => {
                 if !self.shows_withdrawn(withdrawn) {
-                    self.publish(withdrawn.version, &[tombstone(withdrawn)])?;
+                    let published = self.publish(withdrawn.version, &[tombstone(withdrawn)]);
                     // Nobody is to read on from a key that was withdrawn.
                     self.retired.clear();
+                    if published.is_err() {
+                        // A full disk must not keep it: removing needs no room, and makes some.
+                        remove_file(&self.path.join(CURRENT))?;
+                        self.link(&BTreeSet::new())?;
+                        self.sweep()?;
+                        self.publish(withdrawn.version, &[tombstone(withdrawn)])?;
+                    }
                 }
                 self.link(&BTreeSet::new())?;
             }

@@ -17,6 +17,8 @@ pub const ANNOTATED: &str = "annotated-pods-wait-for-the-llmwarden-controller.ll
 /// Name of the entry for all others.
 pub const OTHERS: &str = "pods.llmwarden.io";
 
+/// Where the webhook answers reviews.
+const PATH: &str = "/inject";
 /// Whether a pod is annotated, in CEL.
 const IS_ANNOTATED: &str = "has(object.metadata.annotations) && 'llmwarden.io/inject' in object.metadata.annotations \
      && !(object.metadata.annotations['llmwarden.io/inject'] in ['', 'false'])";
@@ -50,7 +52,7 @@ fn configuration(url: &str, label: (&str, &str)) -> Value {
 }
 
 impl Installation {
-    /// Where the controller answers reviews.
+    /// Where the controller answers.
     fn webhook_url(&self) -> Result<String> {
         let log = self.controller_log();
         // The last one that served is the one that runs.
@@ -58,14 +60,14 @@ impl Installation {
         let address = line
             .and_then(|line| line.rsplit("webhook=").next())
             .context("it serves no admission")?;
-        Ok(format!("https://{address}/inject"))
+        Ok(format!("https://{address}"))
     }
 
     /// Sends the webhook what the API server would not, and returns the status and the answer.
     pub async fn post_to_webhook(&self, body: String) -> Result<(u16, String)> {
         let mut config = kube::Config::new(self.webhook_url()?.parse()?);
         config.accept_invalid_certs = true;
-        let request = http::Request::post("/").body(Body::from(body.into_bytes()))?;
+        let request = http::Request::post(PATH).body(Body::from(body.into_bytes()))?;
         let answer = Client::try_from(config)?.send(request).await?;
         let status = answer.status().as_u16();
         let text = answer.into_body().collect().await?.to_bytes();
@@ -74,7 +76,7 @@ impl Installation {
 
     /// Has the API server call the controller about pods in namespaces with this label, and returns the configuration.
     pub async fn register_webhook(&self, label: (&str, &str)) -> Result<MutatingWebhookConfiguration> {
-        let configuration = configuration(&self.webhook_url()?, label);
+        let configuration = configuration(&format!("{}{PATH}", self.webhook_url()?), label);
         let api = Api::<MutatingWebhookConfiguration>::all(self.client());
         Ok(api
             .create(&PostParams::default(), &serde_json::from_value(configuration)?)

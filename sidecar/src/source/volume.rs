@@ -111,16 +111,31 @@ fn look(dir: &Path) -> Seen {
 /// One look; `None` when the content changed under it.
 fn read(dir: &Path) -> io::Result<Option<Seen>> {
     // All files from one directory, which never changes: a swap in between can't mix two versions.
-    let current = match std::fs::read_link(dir.join(CURRENT)) {
-        Ok(target) => dir.join(target),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => dir.to_owned(),
-        Err(error) => return Err(error),
-    };
+    let current = current(dir)?;
+    let seen = read_version(dir, &current)?;
+    match seen {
+        Some(Seen::Companion(_)) | None => Ok(seen),
+        // What looks emptied or broken may be an old version that the kubelet is just removing.
+        Some(_) if self::current(dir)? != current => Ok(None),
+        seen => Ok(seen),
+    }
+}
+
+/// The directory that holds the present version: the one that `..data` names, or `dir` itself where there is no such link.
+fn current(dir: &Path) -> io::Result<PathBuf> {
+    match std::fs::read_link(dir.join(CURRENT)) {
+        Ok(target) => Ok(dir.join(target)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(dir.to_owned()),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_version(dir: &Path, current: &Path) -> io::Result<Option<Seen>> {
     let document = read_file(&current.join(names::LIVE_JSON), MAX_DOCUMENT_BYTES)?;
     let key = read_file(&current.join(names::API_KEY), MAX_KEY_BYTES)?;
     if document.is_none() && key.is_none() {
         // A missing directory is an error, unlike an empty one.
-        return match std::fs::metadata(&current) {
+        return match std::fs::metadata(current) {
             Ok(_) => Ok(Some(Seen::Nothing)),
             Err(error) if error.kind() == io::ErrorKind::NotFound && current != dir => Ok(None),
             Err(error) => Err(error),

@@ -218,8 +218,9 @@ async fn writes_that_fail_are_made_again_and_not_too_often() {
         await_key(tenant, NEW_KEY).await;
         tenant.await_ready("agent").await;
         eprintln!("{fate:?}: {} write requests", bench.attempts(tenant, before));
-        // Three writes and an event; two failures of each; and what other passes tried meanwhile.
-        assert!(bench.attempts(tenant, before) <= 20, "{fate:?}");
+        // Three writes and an event; two failures of each; and what other passes tried meanwhile, where a refusal of one
+        // Secret does not keep the other from being tried.
+        assert!(bench.attempts(tenant, before) <= 40, "{fate:?}");
     }
 }
 

@@ -15,7 +15,7 @@ use llmwarden_tests::{Sidecar, Volume, eventually, volume};
 use tempfile::TempDir;
 
 use crate::endpoint::{TEXT, assert_text};
-use crate::sidecar::{KEY, assert_key, await_key, await_problem, start};
+use crate::sidecar::{KEY, assert_key, await_key, await_problem, await_withdrawn, start};
 use crate::support::SOON;
 
 const NEXT: &str = "sk-test-faults-next";
@@ -58,23 +58,24 @@ async fn value(sidecar: &Sidecar, metric: &str) -> f64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_cannot_be_read_costs_nothing_and_is_taken_when_it_can() {
-    type Damage = fn(&Path);
+    // Made at the first path, to be moved to the second.
+    type Damage = fn(&Path, &Path);
     let damages: [(Damage, &str); 5] = [
-        (|dir| fs::write(dir, "a file").unwrap(), "Not a directory"),
-        (|dir| symlink(dir, dir).unwrap(), "symbolic links"),
+        (|dir, _| fs::write(dir, "a file").unwrap(), "Not a directory"),
+        (|dir, place| symlink(place, dir).unwrap(), "symbolic links"),
         (
-            |dir| {
+            |dir, _| {
                 fs::create_dir(dir).unwrap();
                 fs::write(dir.join("..data"), "a file").unwrap();
             },
             "Invalid argument",
         ),
         (
-            |dir| fs::create_dir_all(dir.join(names::LIVE_JSON)).unwrap(),
+            |dir, _| fs::create_dir_all(dir.join(names::LIVE_JSON)).unwrap(),
             "Is a directory",
         ),
         (
-            |dir| {
+            |dir, _| {
                 fs::create_dir(dir).unwrap();
                 symlink("..gone", dir.join("..data")).unwrap();
             },
@@ -86,13 +87,16 @@ async fn a_source_that_cannot_be_read_costs_nothing_and_is_taken_when_it_can() {
         volume.publish(1, KEY).unwrap();
         let sidecar = start(&[volume.source("agent")]).await;
         await_key(&sidecar, "agent", KEY).await;
+        // In place at once: a directory that is still being damaged is an empty one first.
+        let damaged = volume.path().with_file_name("damaged");
+        damage(&damaged, &volume.path());
         volume.unmount().unwrap();
-        damage(&volume.path());
+        fs::rename(damaged, volume.path()).unwrap();
         await_problem(&sidecar, "agent", words).await;
         assert_key(&sidecar, "agent", KEY).await;
         assert!(value(&sidecar, "source_failing").await > 0.0);
 
-        let away = volume.path().with_file_name("damaged");
+        let away = volume.path().with_file_name("away");
         fs::rename(volume.path(), away).unwrap();
         volume.publish(2, NEXT).unwrap();
         await_key(&sidecar, "agent", NEXT).await;
@@ -151,6 +155,9 @@ async fn on_a_full_or_read_only_disk_the_old_files_stay_whole() {
     fill();
     let sidecar = sidecar.restart().await.unwrap();
     assert_key(&sidecar, "agent", &key(3)).await;
+    // What is withdrawn goes without any room.
+    volume.empty().unwrap();
+    await_withdrawn(&sidecar, "agent", "deleted or emptied").await;
     drop(sidecar);
 }
 

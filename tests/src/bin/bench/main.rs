@@ -37,7 +37,10 @@ async fn main() -> Result<()> {
     }
     if wanted("scale") {
         for accesses in [1_000, 10_000] {
-            report.scales.push(Box::pin(scale::measure(accesses)).await?);
+            let scale = Box::pin(scale::measure(accesses)).await?;
+            // The next one takes minutes.
+            eprintln!("{}", scale.table());
+            report.scales.push(scale);
         }
     }
     report.publish(&binaries::target_dir()?.join("bench.json"))

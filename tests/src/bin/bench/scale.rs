@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use k8s_openapi::api::events::v1::Event;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use llmwarden_proto::access::LLMAccess;
@@ -204,11 +204,8 @@ impl Field {
             }
         }
         let api = Api::<LLMAccess>::namespaced(self.client.clone(), &namespace);
-        let mut object = access.clone();
-        object.metadata.resource_version = None;
-        object.metadata.managed_fields = None;
-        object.status = Some(serde_json::from_value(status_object(round))?);
-        api.replace_status(&access.name_any(), &PostParams::default(), &object)
+        let change = Patch::Merge(json!({ "status": status_object(round) }));
+        api.patch_status(&access.name_any(), &PatchParams::default(), &change)
             .await?;
         let events = Api::<Event>::namespaced(self.client.clone(), &namespace);
         create(&events, event_object(access, round)).await?;

@@ -87,11 +87,11 @@ async fn a_source_that_cannot_be_read_costs_nothing_and_is_taken_when_it_can() {
         volume.publish(1, KEY).unwrap();
         let sidecar = start(&[volume.source("agent")]).await;
         await_key(&sidecar, "agent", KEY).await;
-        // In place at once: a directory that is still being damaged is an empty one first.
-        let damaged = volume.path().with_file_name("damaged");
-        damage(&damaged, &volume.path());
+        // In place at once: a directory that is still being staged is an empty one first.
+        let staged = volume.path().with_file_name("staged");
+        damage(&staged, &volume.path());
         volume.unmount().unwrap();
-        fs::rename(damaged, volume.path()).unwrap();
+        fs::rename(staged, volume.path()).unwrap();
         await_problem(&sidecar, "agent", words).await;
         assert_key(&sidecar, "agent", KEY).await;
         assert!(value(&sidecar, "source_failing").await > 0.0);

@@ -24,6 +24,7 @@ use crate::certificates::plan::Lifetimes;
 use crate::certificates::serving::{self, Serving};
 use crate::config::RunOptions;
 use crate::index::watch::{self, SharedIndex};
+use crate::inject::select::Scope;
 use crate::inject::serve::Webhook;
 use crate::instance::Instance;
 use crate::lease::Candidacy;
@@ -94,7 +95,10 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
     if let Some(address) = options.webhook.listen {
         let webhook = Webhook {
             index: index.clone(),
-            namespace: options.namespace.clone(),
+            scope: Scope {
+                own: options.namespace.clone(),
+                served: served.clone(),
+            },
             template: options.webhook.template(),
             metrics: metrics.clone(),
         };

@@ -18,6 +18,7 @@ use tokio::sync::{MutexGuard, OnceCell};
 use crate::binaries;
 use crate::control_plane::{ControlPlane, Options};
 use crate::process::{Process, Signal};
+use crate::webhook;
 
 /// The namespace of the controller and of the master Secrets, as in the guide.
 pub const SYSTEM: &str = "llmwarden-system";
@@ -109,14 +110,10 @@ impl Installation {
         Ok(installation)
     }
 
-    /// [`start`](Self::start), with the webhook. The chart gives no rights for that yet, so the controller has all.
+    /// [`start`](Self::start), with the webhook.
     pub async fn start_with_webhook(flags: &[&str]) -> Result<Self> {
-        let webhook = ["--webhook", "127.0.0.1:0", "--webhook-host", "127.0.0.1"];
-        let flags: Vec<_> = webhook.iter().chain(flags).copied().collect();
-        let mut installation = Self::without_controller(Options::default(), &flags, "debug").await?;
-        installation.kubeconfig = installation.cluster.kubeconfig().to_owned();
-        installation.start_controller().await?;
-        Ok(installation)
+        let flags: Vec<_> = webhook::FLAGS.iter().chain(flags).copied().collect();
+        Self::start(&flags).await
     }
 
     /// One installation with the webhook for all tests of this process that can share it.

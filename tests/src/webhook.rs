@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use crate::installation::Installation;
 
+/// What has a controller serve admission on loopback.
+pub const FLAGS: [&str; 4] = ["--webhook", "127.0.0.1:0", "--webhook-host", "127.0.0.1"];
 /// Name of the configuration.
 pub const CONFIGURATION: &str = "llmwarden";
 /// Name of the entry for annotated pods: all that is ours of what the API server says when nobody answers.
@@ -24,7 +26,7 @@ const IS_ANNOTATED: &str = "has(object.metadata.annotations) && 'llmwarden.io/in
      && !(object.metadata.annotations['llmwarden.io/inject'] in ['', 'false'])";
 
 /// The configuration, for pods of namespaces with this label.
-fn configuration(url: &str, label: (&str, &str)) -> Value {
+pub fn configuration(url: &str, label: (&str, &str)) -> Value {
     let entry = |name: &str, policy: &str, timeout: i32, condition: String| {
         json!({
             "name": name,

@@ -121,7 +121,7 @@ impl Stored {
                 )])),
                 ..ObjectMeta::default()
             },
-            type_: Some("kubernetes.io/tls".to_owned()),
+            type_: Some("Opaque".to_owned()),
             data: Some(
                 data.into_iter()
                     .map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes())))

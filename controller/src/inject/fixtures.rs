@@ -11,7 +11,7 @@ use llmwarden_proto::provider::LLMProvider;
 use serde_json::{Value, json};
 
 use super::plan::plan;
-use super::select::select;
+use super::select::{Scope, select};
 use super::sidecar::Template;
 use super::{Injected, Obstacle, Outcome, SkipReason};
 use crate::index::agent::AgentWish;
@@ -40,15 +40,19 @@ pub fn add_provider(index: &mut Index, name: &str, spec: Value) {
 
 /// An access with the Secret `<name>-key`, changed as the merge patch says.
 pub fn add_access(index: &mut Index, name: &str, spec: Value) {
+    add_access_in(NAMESPACE, index, name, spec);
+}
+
+pub fn add_access_in(namespace: &str, index: &mut Index, name: &str, spec: Value) {
     let mut access = json!({
         "apiVersion": "llmwarden.io/v1alpha1",
         "kind": "LLMAccess",
-        "metadata": { "name": name, "namespace": NAMESPACE, "uid": format!("uid-{name}") },
+        "metadata": { "name": name, "namespace": namespace, "uid": format!("uid-{name}") },
         "spec": { "providerRef": { "name": "anthropic" }, "secretName": format!("{name}-key") },
     });
     json_patch::merge(&mut access["spec"], &spec);
     let access: LLMAccess = serde_json::from_value(access).expect("an access");
-    let key = (NAMESPACE.to_owned(), name.to_owned());
+    let key = (namespace.to_owned(), name.to_owned());
     index.apply(&key, Claim::from(&access));
     index.apply(&key, Arc::new(Offer::from(&access)));
 }
@@ -90,9 +94,17 @@ pub fn labelled(labels: Value, spec: Value) -> Value {
 
 pub fn outcome_in(namespace: &str, pod: &Value, index: &Index) -> Outcome {
     let typed: Pod = serde_json::from_value(pod.clone()).expect("a pod");
-    match select(&typed, namespace, "llmwarden-system", index) {
+    match select(&typed, namespace, &scope(), index) {
         Ok(selection) => plan(&typed, selection, &template()),
         Err(outcome) => outcome,
+    }
+}
+
+/// The controller of these tests is in `llmwarden-system`, and serves two namespaces.
+pub fn scope() -> Scope {
+    Scope {
+        own: "llmwarden-system".to_owned(),
+        served: [NAMESPACE, "elsewhere"].map(str::to_owned).to_vec(),
     }
 }
 

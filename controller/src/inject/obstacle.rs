@@ -19,6 +19,12 @@ pub enum Obstacle {
         /// Whose annotation it is.
         whose: String,
     },
+    /// No key is provisioned in the namespace.
+    #[error("this llmwarden does not serve namespace {namespace}: ask the platform team to add it")]
+    NamespaceNotServed {
+        /// The pod's namespace.
+        namespace: String,
+    },
     /// A Secret of the access belongs to somebody else.
     #[error(
         "LLMAccess {access} is in conflict, Secret {secret} is not its own: kubectl describe llmaccess {access} says what to do"
@@ -124,6 +130,7 @@ impl Obstacle {
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::AccessMissing { .. } => "AccessMissing",
+            Self::NamespaceNotServed { .. } => "NamespaceNotServed",
             Self::SecretConflict { .. } => "SecretConflict",
             Self::ProviderMissing { .. } => "ProviderMissing",
             Self::ProxyNotAvailable { .. } => "ProxyNotAvailable",

@@ -44,16 +44,31 @@ impl Selection {
     }
 }
 
-/// Finds the accesses. `Err` is what becomes of a pod that gets none. `own` is the controller's namespace.
-pub fn select(pod: &Pod, namespace: &str, own: &str, index: &Index) -> Result<Selection, Outcome> {
-    if namespace == own || SYSTEM_NAMESPACES.contains(&namespace) {
+/// Where pods are injected.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// The controller's own namespace: never there.
+    pub own: String,
+    /// The namespaces that are served; empty means all.
+    pub served: Vec<String>,
+}
+
+impl Scope {
+    fn serves(&self, namespace: &str) -> bool {
+        self.served.is_empty() || self.served.iter().any(|served| served == namespace)
+    }
+}
+
+/// Finds the accesses. `Err` is what becomes of a pod that gets none.
+pub fn select(pod: &Pod, namespace: &str, scope: &Scope, index: &Index) -> Result<Selection, Outcome> {
+    if namespace == scope.own || SYSTEM_NAMESPACES.contains(&namespace) {
         return Err(Outcome::Skip(SkipReason::SystemNamespace));
     }
     let named = match wish(pod, namespace, index) {
         Wish::Nothing => return Err(Outcome::Skip(SkipReason::OptedOut)),
         Wish::Accesses { names, whose } => names
             .into_iter()
-            .map(|access| named(namespace, access, &whose, index))
+            .map(|access| named(namespace, access, &whose, scope, index))
             .collect::<Result<Vec<_>, _>>()
             .map_err(Outcome::Deny)?,
         Wish::None => Vec::new(),
@@ -79,7 +94,7 @@ pub fn select(pod: &Pod, namespace: &str, own: &str, index: &Index) -> Result<Se
         if !selects(offer) || again() {
             continue;
         }
-        match usable(namespace, offer, index) {
+        match usable(namespace, offer, scope, index) {
             Ok(()) => selection.accesses.push(Arc::clone(offer)),
             Err(obstacle) => selection.left_out.push(obstacle),
         }
@@ -154,7 +169,13 @@ fn labels(pod: &Pod) -> BTreeMap<String, String> {
     labels
 }
 
-fn named(namespace: &str, access: &str, whose: &str, index: &Index) -> Result<Arc<Offer>, Obstacle> {
+fn named(
+    namespace: &str,
+    access: &str,
+    whose: &str,
+    scope: &Scope,
+    index: &Index,
+) -> Result<Arc<Offer>, Obstacle> {
     let Some(offer) = index.offer(namespace, access) else {
         return Err(Obstacle::AccessMissing {
             namespace: namespace.to_owned(),
@@ -162,11 +183,16 @@ fn named(namespace: &str, access: &str, whose: &str, index: &Index) -> Result<Ar
             whose: whose.to_owned(),
         });
     };
-    usable(namespace, offer, index).map(|()| Arc::clone(offer))
+    usable(namespace, offer, scope, index).map(|()| Arc::clone(offer))
 }
 
 /// Whether an access may be injected. It need not be ready: the sidecar waits for the key.
-fn usable(namespace: &str, offer: &Offer, index: &Index) -> Result<(), Obstacle> {
+fn usable(namespace: &str, offer: &Offer, scope: &Scope, index: &Index) -> Result<(), Obstacle> {
+    if !scope.serves(namespace) {
+        return Err(Obstacle::NamespaceNotServed {
+            namespace: namespace.to_owned(),
+        });
+    }
     let access = || offer.access.clone();
     let provider = || offer.provider.clone();
     let companion = names::companion(&offer.access);

@@ -23,7 +23,7 @@ use serde::Deserialize;
 use tracing::{debug, info, warn};
 
 use super::plan::plan;
-use super::select::select;
+use super::select::{Scope, select};
 use super::sidecar::Template;
 use super::{Outcome, SkipReason};
 use crate::index::watch::SharedIndex;
@@ -41,8 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Webhook {
     /// What the watches saw.
     pub index: SharedIndex,
-    /// The controller's own namespace.
-    pub namespace: String,
+    /// Where pods are injected.
+    pub scope: Scope,
     /// The sidecar to inject.
     pub template: Template,
     /// Where answers are counted.
@@ -133,7 +133,7 @@ impl Webhook {
     }
 
     fn outcome(&self, pod: &Pod, namespace: &str) -> Outcome {
-        let selection = select(pod, namespace, &self.namespace, &self.index.read());
+        let selection = select(pod, namespace, &self.scope, &self.index.read());
         selection.map_or_else(
             |outcome| outcome,
             |selection| plan(pod, selection, &self.template),

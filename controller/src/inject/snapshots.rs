@@ -50,7 +50,7 @@ fn answer(review: &Path) -> Vec<PatchOperation> {
     });
     let webhook = Webhook {
         index,
-        namespace: "llmwarden-system".to_owned(),
+        scope: scope(),
         template: template(),
         metrics: Metrics::default(),
     };

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::fixtures::*;
-use super::{Outcome, SkipReason};
+use super::{Obstacle, Outcome, SkipReason};
 use crate::index::Index;
 
 /// The accesses that the sidecar of a pod delivers.
@@ -106,6 +106,22 @@ fn accesses_of_other_namespaces_are_none() {
     add_access(&mut index, "all", json!({ "workloadSelector": {} }));
     let outcome = outcome_in("elsewhere", &pod(json!({})), &index);
     assert_eq!(outcome, Outcome::Skip(SkipReason::NotSelected));
+}
+
+#[test]
+fn where_no_key_is_provisioned_nothing_is_injected() {
+    let mut index = world();
+    add_access_in("unserved", &mut index, "a", json!({ "workloadSelector": {} }));
+    let obstacle = Obstacle::NamespaceNotServed {
+        namespace: "unserved".to_owned(),
+    };
+    let outcome = |pod: &Value| outcome_in("unserved", pod, &index);
+    assert_eq!(
+        outcome(&annotated("a", json!({}))),
+        Outcome::Deny(obstacle.clone())
+    );
+    let skipped = Outcome::Skip(SkipReason::Obstructed(obstacle));
+    assert_eq!(outcome(&pod(json!({}))), skipped);
 }
 
 #[test]

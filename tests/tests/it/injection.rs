@@ -3,9 +3,7 @@
 use anyhow::Result;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PostParams};
-use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, ResourceExt};
 use llmwarden_proto::reason::Reason;
 use llmwarden_tests::webhook::{ANNOTATED, CONFIGURATION};
@@ -13,7 +11,7 @@ use llmwarden_tests::{Installation, Signal, eventually};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use crate::support::{SOON, Tenant, create, merge, object, patch};
+use crate::support::{SOON, Tenant, create, install_kagent, merge, object, patch};
 
 /// The label of the namespaces whose pods the webhook is asked about: other tests' are not delayed by it.
 const LABEL: (&str, &str) = ("injection", "on");
@@ -175,21 +173,7 @@ async fn pods_get_the_sidecar_by_annotation_and_by_label() {
 async fn an_agents_own_annotation_counts_once_kagent_is_there() {
     // kagent's definition is for the whole cluster.
     let installation = Installation::start_with_webhook(&[]).await.unwrap();
-    let definitions = Api::<CustomResourceDefinition>::all(installation.client());
-    let any = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
-    let definition: CustomResourceDefinition = object(json!({
-        "metadata": { "name": "agents.kagent.dev" },
-        "spec": {
-            "group": "kagent.dev",
-            "names": { "kind": "Agent", "plural": "agents", "singular": "agent", "listKind": "AgentList" },
-            "scope": "Namespaced",
-            "versions": [{ "name": "v1alpha2", "served": true, "storage": true, "schema": { "openAPIV3Schema": any } }],
-        },
-    }));
-    create(&definitions, &definition).await;
-    await_condition(definitions, "agents.kagent.dev", conditions::is_crd_established())
-        .await
-        .unwrap();
+    install_kagent(&installation).await;
     // A controller that starts now sees it at once.
     installation.stop_controller(Signal::SIGTERM).await.unwrap();
     installation.start_controller().await.unwrap();

@@ -10,7 +10,9 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client, Resource};
 use llmwarden_proto::access::LLMAccess;
-use llmwarden_proto::names::{ADOPT_ANNOTATION, INSTANCE_SECRET, MANAGED_BY, MANAGED_BY_LABEL};
+use llmwarden_proto::names::{
+    ADOPT_ANNOTATION, CERTIFICATES_SECRET, INSTANCE_SECRET, MANAGED_BY, MANAGED_BY_LABEL,
+};
 use llmwarden_tests::installation::{ACCOUNT, SYSTEM};
 use llmwarden_tests::{Installation, eventually};
 use serde_json::{Value, json};
@@ -147,6 +149,7 @@ fn take(access: &LLMAccess) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "it is a table")]
 async fn of_secrets_it_may_write_only_those_of_an_access() {
     let installation = Installation::shared().await.unwrap();
     let tenant = Tenant::names(&installation);
@@ -209,6 +212,19 @@ async fn of_secrets_it_may_write_only_those_of_an_access() {
         )
         .refused(write),
         Case::new(
+            "makes the webhook's certificates in a tenant's namespace",
+            Method::POST,
+            &all,
+            json!({ "metadata": { "name": CERTIFICATES_SECRET, "labels": { MANAGED_BY_LABEL: MANAGED_BY } } }),
+        )
+        .refused(write),
+        Case::new(
+            "makes the webhook's certificates in its own namespace",
+            Method::POST,
+            &system,
+            json!({ "metadata": { "name": CERTIFICATES_SECRET, "labels": { MANAGED_BY_LABEL: MANAGED_BY } } }),
+        ),
+        Case::new(
             "makes another Secret in its own namespace",
             Method::POST,
             &system,
@@ -270,7 +286,7 @@ async fn the_policies_bind_who_has_the_controllers_token() {
         another.complaint(answer.as_deref()).map_or(Ok(()), Err)
     })
     .await;
-    // The only one that it may make without an owner is there already.
+    // Of the two that it may make without an owner this one is there already.
     let answer = make(INSTANCE_SECRET).send(&controller).await.unwrap_or_default();
     assert!(answer.contains("already exists"), "{answer}");
 }

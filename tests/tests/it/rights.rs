@@ -1,5 +1,6 @@
 //! Each right that the chart gives the controller is needed: without it something fails, and an operator can see what.
 
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
@@ -7,14 +8,17 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, Role};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use llmwarden_proto::names::{ADOPT_ANNOTATION, INSTANCE_SECRET, ROTATE_ANNOTATION, ROTATE_NOW};
+use llmwarden_proto::names::{
+    ADOPT_ANNOTATION, CERTIFICATES_SECRET, INSTANCE_SECRET, ROTATE_ANNOTATION, ROTATE_NOW,
+};
 use llmwarden_proto::reason::Reason;
 use llmwarden_tests::installation::{ACCOUNT, ENABLED_LABEL, SYSTEM};
 use llmwarden_tests::wait::same;
+use llmwarden_tests::webhook::{self, CONFIGURATION};
 use llmwarden_tests::{Installation, Signal, chart, eventually};
 use serde_json::json;
 
-use crate::support::{SOON, Tenant, create, object, patch, value};
+use crate::support::{SOON, Tenant, create, install_kagent, object, patch, value};
 
 const KEYS: [&str; 2] = ["sk-test-rights-1", "sk-test-rights-2"];
 
@@ -163,13 +167,17 @@ impl Scene {
             .unwrap();
         let events = Api::<Event>::namespaced(client.clone(), namespace);
         events.delete_collection(&gone, &everything).await.unwrap();
-        let leases = Api::<Lease>::namespaced(client, SYSTEM);
+        let leases = Api::<Lease>::namespaced(client.clone(), SYSTEM);
         leases.delete_collection(&gone, &everything).await.unwrap();
+        let _ = self.secrets(SYSTEM).delete(CERTIFICATES_SECRET, &gone).await;
+        let webhooks = Api::<MutatingWebhookConfiguration>::all(client);
+        let _ = webhooks.delete(CONFIGURATION, &gone).await;
     }
 
     /// All that a controller does in its life, from its first start on. Every step waits for what it brings about.
     async fn live(&self) {
         let tenant = &self.tenant;
+        self.have_certificates().await;
         let label = |value| json!({ "metadata": { "labels": { ENABLED_LABEL: value } } });
         patch(&tenant.namespaces(), &tenant.namespace, label(Some("true"))).await;
         tenant.create_master_in(self.masters, KEYS[0]).await;
@@ -212,6 +220,36 @@ impl Scene {
         .await;
         patch(&tenant.namespaces(), &tenant.namespace, label(None)).await;
         tenant.await_refusal("agent", Reason::NamespaceNotAllowed).await;
+    }
+
+    /// Lets the controller make the webhook's certificates, have them trusted, and replace them.
+    async fn have_certificates(&self) {
+        let url = "https://127.0.0.1:1/inject";
+        let webhooks = Api::<MutatingWebhookConfiguration>::all(self.installation.client());
+        // Of no namespace's pods: nobody answers there.
+        let nowhere = webhook::configuration(url, ("no-namespace", "has-this"));
+        create(&webhooks, &object(nowhere)).await;
+        let secrets = self.secrets(SYSTEM);
+        eventually("certificates that are trusted", SOON, async || {
+            secrets.get(CERTIFICATES_SECRET).await?;
+            let entries = webhooks.get(CONFIGURATION).await?.webhooks.unwrap_or_default();
+            let trusted = entries
+                .iter()
+                .all(|entry| entry.client_config.ca_bundle.is_some());
+            if trusted {
+                Ok(())
+            } else {
+                Err(anyhow::anyhow!("no caBundle"))
+            }
+        })
+        .await;
+        let request = json!({ "metadata": { "annotations": { ROTATE_ANNOTATION: ROTATE_NOW } } });
+        patch(&secrets, CERTIFICATES_SECRET, request).await;
+        eventually("another authority", SOON, async || {
+            let secret = secrets.get(CERTIFICATES_SECRET).await.unwrap();
+            !secret.annotations().contains_key(ROTATE_ANNOTATION)
+        })
+        .await;
     }
 
     async fn await_occurrences(&self, reason: Reason, times: i32) {
@@ -279,10 +317,14 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_any_of_its_rights_the_controller_fails() {
-    let installation = Installation::start_logging(&[], "info").await.unwrap();
+    let installation = Installation::start_logging(&webhook::FLAGS, "info")
+        .await
+        .unwrap();
     installation.stop_controller(Signal::SIGKILL).await.unwrap();
     let tenant = Tenant::names(&installation);
     tenant.create_namespace(true).await;
+    // Its Agents are watched where it is installed.
+    install_kagent(&installation).await;
     let scene = Scene {
         installation,
         tenant,
@@ -293,7 +335,8 @@ async fn without_any_of_its_rights_the_controller_fails() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_it_serves_some_namespaces_it_needs_each_right_on_secrets() {
-    let flags = ["--access-namespace=served", "--trusted-namespace=masters"];
+    let served = ["--access-namespace=served", "--trusted-namespace=masters"];
+    let flags = [webhook::FLAGS.as_slice(), &served].concat();
     let installation = Installation::start_logging(&flags, "info").await.unwrap();
     installation.stop_controller(Signal::SIGKILL).await.unwrap();
     let elsewhere = Tenant::names(&installation);

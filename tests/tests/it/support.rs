@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, Client, ResourceExt};
 use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::provider::LLMProvider;
@@ -310,4 +312,23 @@ pub fn merge(target: &mut Value, patch: Value) {
             merge(&mut target[key], value);
         }
     }
+}
+
+/// Makes kagent's Agents known to the API server, any of them: this is no test of kagent.
+pub async fn install_kagent(installation: &Installation) {
+    let any = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+    let definition: CustomResourceDefinition = object(json!({
+        "metadata": { "name": "agents.kagent.dev" },
+        "spec": {
+            "group": "kagent.dev",
+            "names": { "kind": "Agent", "plural": "agents", "singular": "agent", "listKind": "AgentList" },
+            "scope": "Namespaced",
+            "versions": [{ "name": "v1alpha2", "served": true, "storage": true, "schema": { "openAPIV3Schema": any } }],
+        },
+    }));
+    let definitions = Api::<CustomResourceDefinition>::all(installation.client());
+    create(&definitions, &definition).await;
+    await_condition(definitions, "agents.kagent.dev", conditions::is_crd_established())
+        .await
+        .unwrap();
 }

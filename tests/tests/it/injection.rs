@@ -213,11 +213,12 @@ async fn who_names_what_is_not_there_is_told_so() {
     tenant
         .create_access("proxied", json!({ "injection": { "proxy": {} } }))
         .await;
+    // Before the access: what is there first is somebody else's.
+    let taken = object(json!({ "metadata": { "name": "taken" }, "stringData": { "k": "v" } }));
+    create(&tenant.secrets(), &taken).await;
     tenant
         .create_access("conflict", json!({ "secretName": "taken" }))
         .await;
-    let taken = object(json!({ "metadata": { "name": "taken" }, "stringData": { "k": "v" } }));
-    create(&tenant.secrets(), &taken).await;
     tenant.create_access("good", json!({})).await;
     tenant.await_refusal("conflict", Reason::SecretConflict).await;
     await_known(&installation, &tenant, "good,proxied").await;

@@ -421,6 +421,26 @@ async fn who_has_the_mount_may_read_everything_in_it() {
     .await;
 }
 
+/// What the kubelet runs in the container, and what it puts into the pod's events.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_probe_says_what_the_sidecar_waits_for() {
+    let mut volume = Volume::new().unwrap();
+    let sidecar = start(&[volume.source("agent")]).await;
+    let url = sidecar.status_url("");
+    let address = url.replace("http://localhost", "127.0.0.1");
+    let probe = async || {
+        let mut command = tokio::process::Command::new(binaries::sidecar().unwrap());
+        command.args(["probe", "--status", &address]);
+        let output = command.output().await.unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (ready, text) = probe().await;
+    assert!(!ready && text.starts_with("waiting for agent: "), "{text}");
+    volume.publish(1, KEY).unwrap();
+    await_probe(&sidecar, "/startupz", 200, "ok").await;
+    assert_eq!(probe().await, (true, "ok\n".to_owned()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_access_goes_its_own_way() {
     let (mut one, mut two) = (Volume::new().unwrap(), Volume::new().unwrap());

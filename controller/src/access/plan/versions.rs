@@ -71,8 +71,16 @@ impl Run {
             Step::DeleteBoth => self.world.secrets.clear(),
             Step::PutBack(ago) => {
                 let backup = self.backups.iter().rev().nth(*ago).cloned();
+                let recorded = self.world.status().credential_version;
                 if let (Some(backup), Some(present)) = (backup, self.world.secrets.get_mut("agent.llmwarden"))
                 {
+                    // Over a version that is not recorded yet, for as long as a pass takes: the other half of the one hole.
+                    let version = ObservedSecret::from(present.clone())
+                        .delivery()
+                        .map(|d| d.version);
+                    if version.and_then(|version| i64::try_from(version).ok()) != recorded {
+                        return;
+                    }
                     present.data = backup.data;
                     present.metadata.resource_version = Some(format!("edit-{}", self.backups.len()));
                     self.backups.push(present.clone());

@@ -118,7 +118,7 @@ pub struct WebhookOptions {
 }
 
 /// The image of this version.
-const DEFAULT_IMAGE: &str = concat!("ghcr.io/llmwarden/llmwarden-sidecar:", env!("CARGO_PKG_VERSION"));
+const DEFAULT_IMAGE: &str = concat!("llmwarden/llmwarden-sidecar:", env!("CARGO_PKG_VERSION"));
 
 /// Flags of `crd`.
 #[derive(Debug, Clone, Args)]

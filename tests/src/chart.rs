@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use serde_json::Value;
 use tokio::process::Command;
 
 use crate::binaries;
@@ -11,6 +12,8 @@ use crate::installation::SYSTEM;
 
 /// The name of the release.
 pub const RELEASE: &str = "llmwarden";
+/// What has the chart bring everything but the controller, which is then a process of the test's.
+pub const WITHOUT_CONTROLLER: &str = "--set=controller.enabled=false";
 
 /// The directory of the chart.
 pub fn dir() -> PathBuf {
@@ -18,16 +21,21 @@ pub fn dir() -> PathBuf {
 }
 
 impl ControlPlane {
-    /// Installs the chart with its default values, and waits until its definitions can be used.
-    pub(crate) async fn install_chart(&self) -> Result<()> {
-        let arguments = [
-            "install",
-            RELEASE,
-            &dir().display().to_string(),
-            "--create-namespace",
-        ];
-        self.run_helm(arguments).await?;
+    /// Installs the chart with these flags, and waits until its definitions can be used.
+    pub(crate) async fn install_chart(&self, flags: &[String]) -> Result<()> {
+        let chart = dir().display().to_string();
+        let install = ["install", RELEASE, &chart, "--create-namespace"];
+        let flags = flags.iter().map(String::as_str);
+        self.run_helm(install.into_iter().chain(flags)).await?;
         self.await_established().await
+    }
+
+    /// The one object that a template of the chart makes with these flags.
+    pub async fn render_chart(&self, template: &str, flags: &[&str]) -> Result<Value> {
+        let chart = dir().display().to_string();
+        let template = ["template", RELEASE, &chart, "--show-only", template];
+        let text = self.run_helm(template.iter().chain(flags).copied()).await?;
+        Ok(serde_saphyr::from_str(&text)?)
     }
 
     /// Runs `helm` with all rights on this cluster, in the controller's namespace, and returns what it printed.

@@ -36,8 +36,8 @@ pub struct Options {
     /// Established before the controller manager starts. Of kinds that come later its garbage collector hears up to
     /// half a minute late, so tests of owner references want theirs here.
     pub crds: Vec<CustomResourceDefinition>,
-    /// Whether llmwarden's chart is installed, likewise before the controller manager starts.
-    pub chart: bool,
+    /// The flags of `helm install` that llmwarden's chart is installed with, likewise before the controller manager starts.
+    pub chart: Option<Vec<String>>,
     /// Further flags of the API server.
     pub api_server_flags: Vec<String>,
     /// The address of the node that is going to run on it: pods reach the API server there. Without it, it is on
@@ -123,8 +123,8 @@ impl ControlPlane {
         let started = async {
             cluster.await_ready().await?;
             cluster.establish(&options.crds).await?;
-            if options.chart {
-                cluster.install_chart().await?;
+            if let Some(flags) = &options.chart {
+                cluster.install_chart(flags).await?;
             }
             cluster.controller_manager = cluster.layout.start_controller_manager()?;
             cluster.await_default_namespace().await

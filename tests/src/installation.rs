@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::sync::{MutexGuard, OnceCell};
 
 use crate::binaries;
+use crate::chart;
 use crate::control_plane::{ControlPlane, Options};
 use crate::process::{Process, Signal};
 use crate::webhook;
@@ -125,8 +126,16 @@ impl Installation {
             .map(Shared)
     }
 
+    /// What the chart installs with these flags of helm's, its own controller if there is a node to run it.
+    pub async fn deployed(mut options: Options, flags: &[&str]) -> Result<Self> {
+        options.chart = Some(flags.iter().map(ToString::to_string).collect());
+        Self::without_controller(options, &[], "info").await
+    }
+
     async fn without_controller(mut options: Options, flags: &[&str], level: &str) -> Result<Self> {
-        options.chart = true;
+        options
+            .chart
+            .get_or_insert_with(|| vec![chart::WITHOUT_CONTROLLER.to_owned()]);
         // Some distributions have it, and with it a right more is needed.
         let plugin = "--enable-admission-plugins=OwnerReferencesPermissionEnforcement";
         options.api_server_flags.push(plugin.to_owned());

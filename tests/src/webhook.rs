@@ -1,4 +1,4 @@
-//! The webhook configuration as the chart has it, with a URL on loopback in place of the Service.
+//! The chart's webhook configuration, with a URL on loopback in place of the Service.
 
 use anyhow::{Context, Result};
 use http_body_util::BodyExt as _;
@@ -6,8 +6,9 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::api::PostParams;
 use kube::client::Body;
 use kube::{Api, Client};
-use serde_json::{Value, json};
+use serde_json::json;
 
+use crate::chart::WITHOUT_CONTROLLER;
 use crate::installation::Installation;
 
 /// What has a controller serve admission on loopback.
@@ -21,39 +22,22 @@ pub const OTHERS: &str = "pods.llmwarden.io";
 
 /// Where the webhook answers reviews.
 const PATH: &str = "/inject";
-/// Whether a pod is annotated, in CEL.
-const IS_ANNOTATED: &str = "has(object.metadata.annotations) && 'llmwarden.io/inject' in object.metadata.annotations \
-     && !(object.metadata.annotations['llmwarden.io/inject'] in ['', 'false'])";
-
-/// The configuration, for pods of namespaces with this label.
-pub fn configuration(url: &str, label: (&str, &str)) -> Value {
-    let entry = |name: &str, policy: &str, timeout: i32, condition: String| {
-        json!({
-            "name": name,
-            "admissionReviewVersions": ["v1"],
-            "clientConfig": { "url": url },
-            "failurePolicy": policy,
-            "timeoutSeconds": timeout,
-            "reinvocationPolicy": "IfNeeded",
-            "sideEffects": "None",
-            "matchPolicy": "Equivalent",
-            "rules": [{
-                "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"], "scope": "Namespaced",
-            }],
-            "matchConditions": [{ "name": "annotated", "expression": condition }],
-            "namespaceSelector": { "matchLabels": { label.0: label.1 } },
-        })
-    };
-    json!({
-        "metadata": { "name": CONFIGURATION },
-        "webhooks": [
-            entry(ANNOTATED, "Fail", 10, IS_ANNOTATED.to_owned()),
-            entry(OTHERS, "Ignore", 2, format!("!({IS_ANNOTATED})")),
-        ],
-    })
-}
 
 impl Installation {
+    /// The chart's configuration of a webhook at this URL, for pods of namespaces with this label.
+    pub async fn webhook_configuration(
+        &self,
+        url: &str,
+        label: (&str, &str),
+    ) -> Result<MutatingWebhookConfiguration> {
+        let url = format!("--set=webhook.url={url}{PATH}");
+        let selector = json!({ "matchLabels": { label.0: label.1 } });
+        let selector = format!("--set-json=webhook.namespaceSelector={selector}");
+        let flags = [WITHOUT_CONTROLLER, &url, &selector];
+        let rendered = self.render_chart("templates/webhook.yaml", &flags).await?;
+        Ok(serde_json::from_value(rendered)?)
+    }
+
     /// Where the controller answers.
     fn webhook_url(&self) -> Result<String> {
         let log = self.controller_log();
@@ -78,10 +62,8 @@ impl Installation {
 
     /// Has the API server call the controller about pods in namespaces with this label, and returns the configuration.
     pub async fn register_webhook(&self, label: (&str, &str)) -> Result<MutatingWebhookConfiguration> {
-        let configuration = configuration(&format!("{}{PATH}", self.webhook_url()?), label);
+        let configuration = self.webhook_configuration(&self.webhook_url()?, label).await?;
         let api = Api::<MutatingWebhookConfiguration>::all(self.client());
-        Ok(api
-            .create(&PostParams::default(), &serde_json::from_value(configuration)?)
-            .await?)
+        Ok(api.create(&PostParams::default(), &configuration).await?)
     }
 }

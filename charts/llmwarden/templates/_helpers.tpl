@@ -31,3 +31,76 @@ matchConditions:
 {{ .new }}.all(k, k in {{ .except }} || (k in {{ .old }} && {{ .new }}[k] == {{ .old }}[k]))
 && {{ .old }}.all(k, k in {{ .except }} || k in {{ .new }})
 {{- end }}
+
+{{/* What selects the controller's pods. */}}
+{{- define "llmwarden.selector" -}}
+app.kubernetes.io/name: llmwarden
+app.kubernetes.io/component: controller
+{{- end }}
+
+{{/* An image: by its digest, or by its tag, or by the tag of this version. */}}
+{{- define "llmwarden.image" -}}
+{{- if .image.digest -}}
+{{ .image.repository }}@{{ .image.digest }}
+{{- else -}}
+{{ .image.repository }}:{{ .image.tag | default .chart.AppVersion }}
+{{- end }}
+{{- end }}
+
+{{/* A map of quantities as a flag wants them: cpu=10m,memory=16Mi. */}}
+{{- define "llmwarden.quantities" -}}
+{{- $all := list }}
+{{- range $resource, $quantity := . }}{{ $all = append $all (printf "%s=%v" $resource $quantity) }}{{ end }}
+{{- join "," $all }}
+{{- end }}
+
+{{/* One entry of the webhook configuration. */}}
+{{- define "llmwarden.webhook" -}}
+name: {{ .name }}
+admissionReviewVersions: [v1]
+clientConfig:
+  {{- /* No caBundle: the controller keeps it, and what helm does not write it does not take away. */}}
+  {{- with .root.Values.webhook.url }}
+  url: {{ . }}
+  {{- else }}
+  service:
+    name: llmwarden-webhook
+    namespace: {{ .root.Release.Namespace }}
+    path: /inject
+    port: 443
+  {{- end }}
+failurePolicy: {{ .failurePolicy }}
+timeoutSeconds: {{ .timeout }}
+sideEffects: None
+# A pod that a later webhook gave more containers is seen again.
+reinvocationPolicy: IfNeeded
+matchPolicy: Equivalent
+rules:
+  - apiGroups: [""]
+    apiVersions: [v1]
+    operations: [CREATE]
+    resources: [pods]
+    scope: Namespaced
+matchConditions:
+  - name: annotated
+    expression: >-
+      {{ .condition }}
+namespaceSelector:
+  {{- with .root.Values.webhook.namespaceSelector.matchLabels }}
+  matchLabels:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  matchExpressions:
+    # Where the controller's own pods are nobody else must be needed to create them.
+    - key: kubernetes.io/metadata.name
+      operator: NotIn
+      values: {{ list "kube-system" "kube-public" "kube-node-lease" .root.Release.Namespace | uniq | toJson }}
+    {{- with .namespaces }}
+    - key: kubernetes.io/metadata.name
+      operator: In
+      values: {{ toJson . }}
+    {{- end }}
+    {{- with .root.Values.webhook.namespaceSelector.matchExpressions }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end }}

@@ -83,6 +83,7 @@ async fn the_chart_takes_over_upgrades_and_keeps_its_definitions() {
         &chart,
         "--create-namespace",
         "--take-ownership",
+        chart::WITHOUT_CONTROLLER,
     ];
     cluster.run_helm(install).await.unwrap();
     let policies = Api::<ValidatingAdmissionPolicy>::all(cluster.client());
@@ -91,7 +92,7 @@ async fn the_chart_takes_over_upgrades_and_keeps_its_definitions() {
         let checks = all.into_iter().map(|policy| policy.status?.type_checking);
         checks
             .collect::<Option<Vec<_>>>()
-            .filter(|checks| checks.len() == 3)
+            .filter(|checks| checks.len() == 4)
     })
     .await;
     assert!(
@@ -111,7 +112,12 @@ async fn the_chart_takes_over_upgrades_and_keeps_its_definitions() {
     let file = newer.join("files/crds/llmwarden.io_llmaccesses.yaml");
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replace("    - llma\n", "    - llma\n    - llmas\n")).unwrap();
-    let upgrade = ["upgrade", chart::RELEASE, newer.to_str().unwrap()];
+    let upgrade = [
+        "upgrade",
+        chart::RELEASE,
+        newer.to_str().unwrap(),
+        "--reuse-values",
+    ];
     cluster.run_helm(upgrade).await.unwrap();
     let names = definitions
         .get("llmaccesses.llmwarden.io")

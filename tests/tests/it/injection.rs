@@ -361,7 +361,7 @@ async fn an_injected_pod_is_left_alone_when_it_comes_again() {
         "labels": first.labels(),
     }));
     let sidecar = &mut copy.spec.as_mut().unwrap().init_containers.as_mut().unwrap()[0];
-    sidecar.image = Some("mirror/sidecar".to_owned());
+    sidecar.image = Some("llmwarden/llmwarden-sidecar:another".to_owned());
     let second = create(&api, &copy).await;
     assert_eq!(second.spec, copy.spec);
 }

@@ -224,11 +224,12 @@ impl Scene {
 
     /// Lets the controller make the webhook's certificates, have them trusted, and replace them.
     async fn have_certificates(&self) {
-        let url = "https://127.0.0.1:1/inject";
         let webhooks = Api::<MutatingWebhookConfiguration>::all(self.installation.client());
         // Of no namespace's pods: nobody answers there.
-        let nowhere = webhook::configuration(url, ("no-namespace", "has-this"));
-        create(&webhooks, &object(nowhere)).await;
+        let nowhere = self
+            .installation
+            .webhook_configuration("https://127.0.0.1:1", ("no-namespace", "has-this"));
+        create(&webhooks, &nowhere.await.unwrap()).await;
         let secrets = self.secrets(SYSTEM);
         eventually("certificates that are trusted", SOON, async || {
             secrets.get(CERTIFICATES_SECRET).await?;
@@ -350,6 +351,7 @@ async fn where_it_serves_some_namespaces_it_needs_each_right_on_secrets() {
         "upgrade",
         chart::RELEASE,
         chart.to_str().unwrap(),
+        chart::WITHOUT_CONTROLLER,
         "--set=accessNamespaces={served}",
         "--set=trustedNamespaces={masters}",
     ];

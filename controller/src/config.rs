@@ -11,6 +11,7 @@ use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use llmwarden_proto::logging::LogFormat;
 
+use crate::inject::select::Scope;
 use crate::inject::sidecar::Template;
 
 /// Command line of the controller.
@@ -137,6 +138,14 @@ impl RunOptions {
         let mut all = vec![self.namespace.clone()];
         all.extend(self.trusted_namespaces.iter().cloned());
         each_once(all)
+    }
+
+    /// Where pods are injected.
+    pub fn scope(&self) -> Scope {
+        Scope {
+            own: self.namespace.clone(),
+            served: self.served_namespaces(),
+        }
     }
 
     /// Every namespace whose accesses are served; empty means all.

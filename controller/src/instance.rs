@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use k8s_openapi::ByteString;
@@ -14,6 +15,8 @@ use sha2::Sha256;
 
 const SEED: &str = "seed";
 const SEED_BYTES: usize = 32;
+/// How long it may take: a restart tries again.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Derives what has to be constant for as long as the installation lives.
 pub struct Instance {
@@ -31,6 +34,12 @@ pub enum InstanceError {
         /// What the API server said.
         source: kube::Error,
     },
+    /// The API server did not answer.
+    #[error("the API server did not answer in time when asked for Secret {namespace}/{name}", name = names::INSTANCE_SECRET)]
+    NoAnswer {
+        /// The controller's own namespace.
+        namespace: String,
+    },
     /// Somebody else's Secret has the name, or ours was damaged.
     #[error(
         "Secret {namespace}/{name} has no `{SEED}` of at least {SEED_BYTES} bytes: restore it from a backup, or delete \
@@ -44,8 +53,17 @@ pub enum InstanceError {
 }
 
 impl Instance {
-    /// Reads the instance secret, and makes it when there is none.
+    /// Reads the instance secret, and makes it when there is none. Ends even if the API server is silent.
     pub async fn load(client: kube::Client, namespace: &str) -> Result<Self, InstanceError> {
+        let loaded = tokio::time::timeout(PATIENCE, Self::read_or_make(client, namespace));
+        loaded.await.unwrap_or_else(|_| {
+            Err(InstanceError::NoAnswer {
+                namespace: namespace.to_owned(),
+            })
+        })
+    }
+
+    async fn read_or_make(client: kube::Client, namespace: &str) -> Result<Self, InstanceError> {
         let api: Api<Secret> = Api::namespaced(client, namespace);
         let failed = |source| InstanceError::Api {
             namespace: namespace.to_owned(),

@@ -1,7 +1,7 @@
 //! The llmwarden controller: provisions, rotates and withdraws the Secrets of `LLMAccess` objects.
 //!
 //! [`index`] holds what the watches saw; [`access`] and [`provider`] each reconcile one kind in three steps: observe,
-//! plan (pure), apply. [`inject`] answers the API server about pods, with the certificates of [`certificates`].
+//! plan (pure), apply. [`refresh`] keeps running pods up to date. [`inject`] answers the API server about pods, with the certificates of [`certificates`].
 
 pub mod access;
 pub mod admin;
@@ -15,4 +15,5 @@ pub mod instance;
 pub mod lease;
 pub mod metrics;
 pub mod provider;
+pub mod refresh;
 pub mod run;

@@ -41,6 +41,7 @@ const ADMISSION_SECONDS: [f64; 8] = [0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.0
 pub struct Metrics {
     passes: Family<OutcomeLabel, Counter>,
     writes: Family<OperationLabel, Counter>,
+    refreshes: Family<OutcomeLabel, Counter>,
     leads: Gauge,
     admissions: Family<AdmissionLabels, Counter>,
     admission_time: Histogram,
@@ -52,6 +53,7 @@ impl Default for Metrics {
         Self {
             passes: Family::default(),
             writes: Family::default(),
+            refreshes: Family::default(),
             leads: Gauge::default(),
             admissions: Family::default(),
             admission_time: Histogram::new(ADMISSION_SECONDS),
@@ -69,6 +71,11 @@ impl Metrics {
     /// Counts a Secret that was written: `create`, `replace` or `delete`.
     pub fn wrote(&self, operation: &'static str) {
         self.writes.get_or_create(&OperationLabel { operation }).inc();
+    }
+
+    /// Counts a request to a pod's kubelet to refresh: `requested`, `repeated` or `failed`.
+    pub fn refreshed(&self, outcome: &'static str) {
+        self.refreshes.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
     /// Notes whether this replica holds the Lease.
@@ -119,6 +126,11 @@ impl Exposition {
             "secret_writes",
             "Secrets that were written",
             metrics.writes.clone(),
+        );
+        own.register(
+            "refreshes",
+            "Requests to kubelets to fetch a new version at once",
+            metrics.refreshes.clone(),
         );
         own.register(
             "admissions",

@@ -23,12 +23,12 @@ use crate::certificates::keep::Keeper;
 use crate::certificates::plan::Lifetimes;
 use crate::certificates::serving::{self, Serving};
 use crate::config::RunOptions;
-use crate::index::watch::{self, SharedIndex};
-use crate::inject::select::Scope;
+use crate::index::watch::{self, News, SharedIndex};
 use crate::inject::serve::Webhook;
 use crate::instance::Instance;
 use crate::lease::Candidacy;
 use crate::metrics::{Exposition, Metrics};
+use crate::refresh::Refresher;
 use crate::{access, admin, inject, provider};
 
 /// How long open connections of the webhook may take to finish.
@@ -92,13 +92,11 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
     listed.cancel();
     info!(namespace = options.namespace, "everything is listed");
     let admission = Handle::new();
+    let scope = options.scope();
     if let Some(address) = options.webhook.listen {
         let webhook = Webhook {
             index: index.clone(),
-            scope: Scope {
-                own: options.namespace.clone(),
-                served: served.clone(),
-            },
+            scope: scope.clone(),
             template: options.webhook.template(),
             metrics: metrics.clone(),
         };
@@ -106,10 +104,6 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
         parts.spawn(inject::serve::serve(address, webhook, tls, admission.clone()));
     }
 
-    let reporter = Reporter {
-        controller: "llmwarden-controller".into(),
-        instance: None,
-    };
     let writer = Writer {
         accesses: Arc::new(access::reconcile::Context {
             client: client.clone(),
@@ -119,17 +113,23 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
                 served,
                 denial_grace: options.denial_grace,
                 instance,
+                injects: admits.then_some(scope),
             },
-            recorder: Recorder::new(client.clone(), reporter),
+            recorder: Recorder::new(client.clone(), Reporter::from("llmwarden-controller")),
             told: access::told::Told::default(),
             folding: access::folding::Folding::default(),
             metrics: metrics.clone(),
         }),
         providers: Arc::new(provider::Context {
             client: client.clone(),
-            index,
+            index: index.clone(),
             trusted,
         }),
+        refresher: Refresher {
+            client: client.clone(),
+            index,
+            metrics: metrics.clone(),
+        },
         certificates: admits.then(|| Keeper {
             client: client.clone(),
             namespace: options.namespace.clone(),
@@ -205,6 +205,7 @@ fn part_ended(ended: Option<Result<anyhow::Result<()>, JoinError>>) -> anyhow::R
 struct Writer {
     accesses: Arc<access::reconcile::Context>,
     providers: Arc<provider::Context>,
+    refresher: Refresher,
     certificates: Option<Keeper>,
 }
 
@@ -212,7 +213,11 @@ impl Writer {
     /// Reconciles everything that there is, and then what changes, until the end of the tenure.
     async fn write(&self, tenure: &CancellationToken) {
         let client = &self.accesses.client;
-        let (access_queue, provider_queue) = self.accesses.index.subscribe();
+        let News {
+            accesses: access_queue,
+            providers: provider_queue,
+            pods,
+        } = self.accesses.index.subscribe();
         let accesses = Controller::new(Api::<LLMAccess>::all(client.clone()), watcher::Config::default())
             .with_config(Config::default().concurrency(CONCURRENCY))
             .reconcile_on(queue(access_queue))
@@ -237,7 +242,12 @@ impl Writer {
                 keeper.keep(tenure).await;
             }
         };
-        tokio::join!(accesses, providers, certificates);
+        tokio::join!(
+            accesses,
+            providers,
+            certificates,
+            self.refresher.run(pods, tenure)
+        );
     }
 }
 

@@ -191,9 +191,28 @@ pub struct LLMAccessStatus {
     /// The generation that the status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// How far the version has come; only while pods have the sidecar for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<RotationStatus>,
     /// The last versions, newest first, [`HISTORY_LIMIT`] at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<HistoryEntry>,
+}
+
+/// How far a version has come.
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationStatus {
+    /// Pods whose sidecar delivers this access.
+    pub pods: PodCount,
+}
+
+/// A count of running pods.
+#[derive(JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodCount {
+    /// How many of them have said that they deliver the version.
+    pub delivered: i64,
+    /// How many there are.
+    pub total: i64,
 }
 
 /// One version of a credential.

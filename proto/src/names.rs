@@ -26,6 +26,13 @@ pub const CONTAINERS_ANNOTATION: &str = "llmwarden.io/containers";
 /// Label on injected pods; its value is `true`. For people to select by: what is injected is known by its structure.
 pub const INJECTED_LABEL: &str = "llmwarden.io/injected";
 
+/// Annotation on an injected pod: the versions that its kubelet was asked to fetch, those of each access that its sidecar mounts
+/// ([`NO_VERSION`] where there is no companion). It is changed when one of them does, since the kubelet looks at a pod's
+/// volumes when the pod changes, and about once a minute otherwise.
+pub const REFRESH_ANNOTATION: &str = "llmwarden.io/refresh";
+/// In place of a version, in [`REFRESH_ANNOTATION`]: there is no companion.
+pub const NO_VERSION: u64 = 0;
+
 /// Name of the sidecar's container, and of the volume that it shares with the agent's containers.
 pub const SIDECAR: &str = "llmwarden";
 /// What the names of the sidecar's other volumes begin with.

@@ -15,6 +15,10 @@ pub enum ConditionType {
     RotationOverdue,
     /// Whether running consumers take a new key without a restart.
     LiveRotation,
+    /// Every pod that is to have the sidecar has it.
+    InjectionReady,
+    /// A running sidecar is older than what the companion asks of it.
+    SidecarOutdated,
 }
 
 impl ConditionType {
@@ -26,6 +30,8 @@ impl ConditionType {
             Self::CredentialValid => "CredentialValid",
             Self::RotationOverdue => "RotationOverdue",
             Self::LiveRotation => "LiveRotation",
+            Self::InjectionReady => "InjectionReady",
+            Self::SidecarOutdated => "SidecarOutdated",
         }
     }
 }
@@ -116,6 +122,16 @@ reasons! {
     RotationOverdue,
     /// The next rotation is still ahead.
     RotationScheduled,
+
+    // Of pods.
+    /// Every pod that is to have the sidecar has it.
+    PodsInjected,
+    /// No pod asks for the access, or is selected by it.
+    NoPodMatched,
+    /// A pod that is to have the sidecar was created without it.
+    PodsMissingInjection,
+    /// A sidecar does not know what the companion asks of it.
+    SidecarLacksFeatures,
 
     // Of a provider.
     /// The master key can be read.

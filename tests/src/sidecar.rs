@@ -24,6 +24,8 @@ pub struct Options {
     pub sources: Vec<String>,
     /// Port of the endpoint; 0 for any free one.
     pub port: u16,
+    /// Address of health, metrics and status.
+    pub status: String,
     /// What a `kube:` source connects with.
     pub kubeconfig: Option<PathBuf>,
     /// Level of the log.
@@ -38,6 +40,7 @@ impl Options {
         Self {
             sources: sources.into_iter().map(Into::into).collect(),
             port: 0,
+            status: "127.0.0.1:0".to_owned(),
             kubeconfig: None,
             log_level: std::env::var(LEVEL_VARIABLE).unwrap_or_else(|_| "debug".to_owned()),
             dir: None,
@@ -54,7 +57,7 @@ impl Options {
             .arg("--dir")
             .arg(dir)
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
-            .args(["--status", "127.0.0.1:0"])
+            .args(["--status", &self.status])
             .env(LEVEL_VARIABLE, &self.log_level);
         match &self.kubeconfig {
             Some(kubeconfig) => command.env("KUBECONFIG", kubeconfig),
@@ -163,7 +166,7 @@ impl Sidecar {
 
     /// A URL of the status port.
     pub fn status_url(&self, path: &str) -> String {
-        format!("http://localhost:{}{path}", self.status.port())
+        format!("http://{}{path}", self.status)
     }
 
     /// What a probe of the status port answers: the status code and the text.

@@ -6,6 +6,7 @@ pub mod folding;
 pub mod grant;
 pub mod observe;
 pub mod plan;
+pub mod pods;
 pub mod reconcile;
 pub mod status;
 pub mod told;

@@ -8,6 +8,7 @@ use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::names;
 use llmwarden_proto::provider::LLMProvider;
 
+use super::pods::Pods;
 use crate::index::master::Master;
 use crate::index::secret::ObservedSecret;
 use crate::index::{Claim, Index, NamespaceLabels};
@@ -28,6 +29,8 @@ pub struct Observation {
     pub others: Vec<Claim>,
     /// The Secrets that have the names it needs, and all those that it owns.
     pub secrets: BTreeMap<String, Arc<ObservedSecret>>,
+    /// Its pods.
+    pub pods: Pods,
 }
 
 impl Observation {
@@ -62,6 +65,11 @@ impl Observation {
                 .cloned()
                 .collect(),
             secrets,
+            pods: pods(
+                index,
+                &namespace,
+                access.metadata.name.as_deref().unwrap_or_default(),
+            ),
             access,
         }
     }
@@ -113,6 +121,20 @@ impl Observation {
     /// Whether a rotation is asked for.
     pub fn rotation_requested(&self) -> bool {
         rotation_requested(&self.access)
+    }
+}
+
+fn pods(index: &Index, namespace: &str, access: &str) -> Pods {
+    let injected = index.pods_with(namespace, access).map(|(key, pod)| {
+        let report = index
+            .report(key)
+            .filter(|report| Some(&report.run) == pod.sidecar.as_ref());
+        let told = report.and_then(|report| report.accesses.get(access));
+        (key.1.clone(), told.cloned())
+    });
+    Pods {
+        injected: injected.collect(),
+        missing: index.pods_without(namespace, access),
     }
 }
 

@@ -16,9 +16,11 @@ use secrecy::SecretString;
 use super::desired::{Data, DesiredSecret, active_companion, application_data, withdrawn_companion};
 use super::grant::{Grant, Refusal, decide};
 use super::observe::Observation;
+use super::pods;
 use super::status::{self, Delivered};
 use crate::conditions::{self, Truth};
 use crate::index::secret::ObservedSecret;
+use crate::inject::select::Scope;
 use crate::instance::Instance;
 
 /// What a plan depends on besides what was observed.
@@ -31,6 +33,8 @@ pub struct Settings {
     pub denial_grace: Duration,
     /// What placeholders and key ids are derived from.
     pub instance: Instance,
+    /// Where pods are injected; `None` without the webhook.
+    pub injects: Option<Scope>,
 }
 
 /// One write of a Secret. Each has a precondition, so that it is harmless when the observation is out of date.
@@ -104,14 +108,16 @@ pub fn plan(seen: &Observation, settings: &Settings) -> Option<Plan> {
     if seen.access.metadata.deletion_timestamp.is_some() {
         return None;
     }
-    if let Some(refusal) = not_served(seen.namespace_name(), &settings.served) {
-        return Some(hold(seen, &refusal));
-    }
-    Some(match decide(seen, &settings.trusted)? {
-        Ok(grant) => provision(seen, seen.provider.as_ref()?, &grant, settings),
-        Err(refusal) if refusal.denied => deny(seen, &refusal, settings),
-        Err(refusal) => hold(seen, &refusal),
-    })
+    let mut plan = match not_served(seen.namespace_name(), &settings.served) {
+        Some(refusal) => hold(seen, &refusal),
+        None => match decide(seen, &settings.trusted)? {
+            Ok(grant) => provision(seen, seen.provider.as_ref()?, &grant, settings),
+            Err(refusal) if refusal.denied => deny(seen, &refusal, settings),
+            Err(refusal) => hold(seen, &refusal),
+        },
+    };
+    pods::report(seen, settings.injects.as_ref(), &mut plan);
+    Some(plan)
 }
 
 /// The plan when the API server refused a write: nothing but to say so. A withdrawal stays due.

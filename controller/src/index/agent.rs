@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use k8s_openapi::NamespaceResourceScope;
 use kube::Resource;
 use kube::api::{ObjectMeta, PartialObjectMeta};
+use kube::runtime::reflector::ObjectRef;
 use llmwarden_proto::names;
 
 use super::{Affected, Index, Key, Kind};
+use crate::inject::select::list;
 
 /// kagent's `Agent`, of which the metadata are enough.
 #[derive(Debug, Clone)]
@@ -70,8 +72,14 @@ impl Kind for AgentWish {
         &mut index.agents
     }
 
-    /// Running pods are never changed.
-    fn affects(_: &Index, _: &Key, _: &Self) -> Affected {
-        Affected::default()
+    /// Running pods are never changed, but one may lack now what its Agent asks for.
+    fn affects(_: &Index, key: &Key, wish: &Self) -> Affected {
+        let named = wish.0.iter().flat_map(|value| list(value));
+        Affected {
+            counted: named
+                .map(|access| ObjectRef::new(access).within(&key.0))
+                .collect(),
+            ..Affected::default()
+        }
     }
 }

@@ -6,6 +6,7 @@ pub mod agent;
 pub mod health;
 pub mod master;
 pub mod offer;
+pub mod pod;
 pub mod secret;
 pub mod watch;
 
@@ -22,6 +23,7 @@ use self::agent::AgentWish;
 pub use self::health::Health;
 use self::master::Master;
 use self::offer::Offer;
+use self::pod::{Labelled, Report, Unlabelled};
 use self::secret::ObservedSecret;
 
 /// Namespace (empty for cluster-scoped objects) and name.
@@ -61,6 +63,10 @@ pub struct Affected {
     pub accesses: HashSet<ObjectRef<LLMAccess>>,
     /// Providers to reconcile.
     pub providers: HashSet<ObjectRef<LLMProvider>>,
+    /// Pods to look at: they, or a companion that they mount, changed.
+    pub pods: HashSet<Key>,
+    /// Accesses whose pods changed: their status counts them.
+    pub counted: HashSet<ObjectRef<LLMAccess>>,
 }
 
 /// One kind of thing that is indexed.
@@ -70,9 +76,14 @@ pub trait Kind: Sized + Clone {
     /// What depends on this entry.
     fn affects(index: &Index, key: &Key, entry: &Self) -> Affected;
     /// Every way by which the entry is found besides its key.
-    fn ways<'a>(index: &'a mut Index, key: &Key, entry: &Self) -> Vec<(&'a mut Ways, Key)> {
+    fn ways<'a>(index: &'a mut Index, key: &Key, entry: &Self) -> Vec<(&'a mut Ways, Vec<Key>)> {
         let _ = (index, key, entry);
         Vec::new()
+    }
+    /// Whether nothing that is remembered differs, so that nothing follows. Asked of what changes often without it.
+    fn is_same(&self, other: &Self) -> bool {
+        let _ = other;
+        false
     }
 }
 
@@ -93,6 +104,10 @@ pub struct Index {
     foreign: BTreeMap<Key, Foreign>,
     foreign_by_owner: Ways,
     masters: BTreeMap<Key, Arc<Master>>,
+    labelled: BTreeMap<Key, Labelled>,
+    unlabelled: BTreeMap<Key, Unlabelled>,
+    pods_by_access: Ways,
+    reports: BTreeMap<Key, Report>,
 }
 
 /// From something that entries have in common to their keys, so that none of them has to be looked for.
@@ -132,10 +147,15 @@ pub struct Foreign(pub Arc<ObservedSecret>);
 impl Index {
     /// Takes in an object that is new or changed.
     pub fn apply<K: Kind>(&mut self, key: &Key, entry: K) -> Affected {
+        if K::table(self).get(key).is_some_and(|old| old.is_same(&entry)) {
+            return Affected::default();
+        }
         let mut affected = self.delete::<K>(key);
         affected.merge(K::affects(self, key, &entry));
-        for (ways, from) in K::ways(self, key, &entry) {
-            ways.add(from, key);
+        for (ways, all) in K::ways(self, key, &entry) {
+            for from in all {
+                ways.add(from, key);
+            }
         }
         K::table(self).insert(key.clone(), entry);
         affected
@@ -146,8 +166,10 @@ impl Index {
         let Some(old) = K::table(self).remove(key) else {
             return Affected::default();
         };
-        for (ways, from) in K::ways(self, key, &old) {
-            ways.remove(&from, key);
+        for (ways, all) in K::ways(self, key, &old) {
+            for from in all {
+                ways.remove(&from, key);
+            }
         }
         K::affects(self, key, &old)
     }
@@ -282,6 +304,8 @@ impl Affected {
     fn merge(&mut self, other: Self) {
         self.accesses.extend(other.accesses);
         self.providers.extend(other.providers);
+        self.pods.extend(other.pods);
+        self.counted.extend(other.counted);
     }
 }
 
@@ -294,7 +318,7 @@ impl Kind for Arc<LLMProvider> {
         Affected {
             accesses: index.accesses_using(&key.1).collect(),
             // A provider's own controller watches it.
-            providers: HashSet::new(),
+            ..Affected::default()
         }
     }
 }
@@ -314,7 +338,7 @@ impl Kind for NamespaceLabels {
             .collect();
         Affected {
             accesses,
-            providers: HashSet::new(),
+            ..Affected::default()
         }
     }
 }
@@ -333,17 +357,18 @@ impl Kind for Claim {
         Affected {
             accesses: rivals,
             providers: HashSet::from([ObjectRef::new(&claim.provider)]),
+            ..Affected::default()
         }
     }
 
-    fn ways<'a>(index: &'a mut Index, key: &Key, claim: &Self) -> Vec<(&'a mut Ways, Key)> {
+    fn ways<'a>(index: &'a mut Index, key: &Key, claim: &Self) -> Vec<(&'a mut Ways, Vec<Key>)> {
         vec![
-            (&mut index.claims_by_provider, cluster_key(&claim.provider)),
+            (&mut index.claims_by_provider, vec![cluster_key(&claim.provider)]),
             (
                 &mut index.claims_by_secret,
-                (key.0.clone(), claim.secret_name.clone()),
+                vec![(key.0.clone(), claim.secret_name.clone())],
             ),
-            (&mut index.claims_by_uid, (key.0.clone(), claim.uid.clone())),
+            (&mut index.claims_by_uid, vec![(key.0.clone(), claim.uid.clone())]),
         ]
     }
 }
@@ -357,9 +382,12 @@ impl Kind for Managed {
         affected_by_secret(index, key, &secret.0)
     }
 
-    fn ways<'a>(index: &'a mut Index, key: &Key, secret: &Self) -> Vec<(&'a mut Ways, Key)> {
+    fn ways<'a>(index: &'a mut Index, key: &Key, secret: &Self) -> Vec<(&'a mut Ways, Vec<Key>)> {
         match &secret.0.controller {
-            Some(owner) => vec![(&mut index.managed_by_owner, (key.0.clone(), owner.uid.clone()))],
+            Some(owner) => vec![(
+                &mut index.managed_by_owner,
+                vec![(key.0.clone(), owner.uid.clone())],
+            )],
             None => Vec::new(),
         }
     }
@@ -374,9 +402,12 @@ impl Kind for Foreign {
         affected_by_secret(index, key, &secret.0)
     }
 
-    fn ways<'a>(index: &'a mut Index, key: &Key, secret: &Self) -> Vec<(&'a mut Ways, Key)> {
+    fn ways<'a>(index: &'a mut Index, key: &Key, secret: &Self) -> Vec<(&'a mut Ways, Vec<Key>)> {
         match &secret.0.controller {
-            Some(owner) => vec![(&mut index.foreign_by_owner, (key.0.clone(), owner.uid.clone()))],
+            Some(owner) => vec![(
+                &mut index.foreign_by_owner,
+                vec![(key.0.clone(), owner.uid.clone())],
+            )],
             None => Vec::new(),
         }
     }
@@ -405,22 +436,26 @@ impl Kind for Arc<Master> {
                 .flat_map(|name| index.accesses_using(name))
                 .collect(),
             providers: providers.iter().map(|name| ObjectRef::new(name)).collect(),
+            ..Affected::default()
         }
     }
 }
 
 /// The owner, and whoever would like to have the name.
 fn affected_by_secret(index: &Index, (namespace, name): &Key, secret: &ObservedSecret) -> Affected {
-    let companion_of = name
+    let of = name
         .strip_suffix(names::COMPANION_SUFFIX)
-        .and_then(|access| index.claims.get(&(namespace.clone(), access.to_owned())));
+        .map(|access| (namespace.clone(), access.to_owned()));
+    let companion_of = of.as_ref().and_then(|access| index.claims.get(access));
+    let mounting = of.iter().flat_map(|access| index.pods_by_access.keys(access));
     let owner = index.owner_of(namespace, secret);
     let concerned = index.claims_of(namespace, name).chain(companion_of).chain(owner);
     Affected {
         accesses: concerned
             .map(|claim| ObjectRef::new(&claim.name).within(namespace))
             .collect(),
-        providers: HashSet::new(),
+        pods: mounting.cloned().collect(),
+        ..Affected::default()
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use kube::api::{Api, PartialObjectMeta};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::WatchStreamExt;
@@ -26,11 +26,14 @@ use tracing::warn;
 use super::agent::{Agent, AgentWish};
 use super::master::Master;
 use super::offer::Offer;
+use super::pod::{Labelled, Unlabelled};
 use super::secret::ObservedSecret;
 use super::{Affected, Claim, Foreign, Health, Index, Key, Kind, Managed};
 
 /// How often it is looked whether kagent has been installed.
 const LOOK_FOR_KAGENT: Duration = Duration::from_mins(1);
+/// Pods that have not ended.
+const RUNNING: &str = "status.phase!=Succeeded,status.phase!=Failed";
 /// How soon after a failure to find that out at the start.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -54,6 +57,26 @@ struct Shared {
 struct Queues {
     accesses: UnboundedSender<ObjectRef<LLMAccess>>,
     providers: UnboundedSender<ObjectRef<LLMProvider>>,
+    pods: UnboundedSender<PodNews>,
+}
+
+/// The other ends of the queues.
+pub struct News {
+    /// Accesses to reconcile.
+    pub accesses: UnboundedReceiver<ObjectRef<LLMAccess>>,
+    /// Providers to reconcile.
+    pub providers: UnboundedReceiver<ObjectRef<LLMProvider>>,
+    /// What happened to pods.
+    pub pods: UnboundedReceiver<PodNews>,
+}
+
+/// What happened to pods.
+#[derive(Debug)]
+pub enum PodNews {
+    /// A pod, or a companion that it mounts, changed.
+    Changed(Key),
+    /// The pods of an access changed, or what they say.
+    Counted(ObjectRef<LLMAccess>),
 }
 
 impl SharedIndex {
@@ -65,16 +88,20 @@ impl SharedIndex {
 
     /// From now on, what has to be reconciled. Before anybody asks for it, and when nobody does any more, it is not kept:
     /// who begins to reconcile looks at everything.
-    pub fn subscribe(
-        &self,
-    ) -> (
-        UnboundedReceiver<ObjectRef<LLMAccess>>,
-        UnboundedReceiver<ObjectRef<LLMProvider>>,
-    ) {
+    pub fn subscribe(&self) -> News {
         let (accesses, access_queue) = unbounded_channel();
         let (providers, provider_queue) = unbounded_channel();
-        *self.queues() = Some(Queues { accesses, providers });
-        (access_queue, provider_queue)
+        let (pods, pod_queue) = unbounded_channel();
+        *self.queues() = Some(Queues {
+            accesses,
+            providers,
+            pods,
+        });
+        News {
+            accesses: access_queue,
+            providers: provider_queue,
+            pods: pod_queue,
+        }
     }
 
     /// Updates the index and passes on what that affects.
@@ -88,6 +115,10 @@ impl SharedIndex {
         }
         for provider in affected.providers {
             let _ = queues.providers.send(provider);
+        }
+        let pods = affected.pods.into_iter().map(PodNews::Changed);
+        for news in pods.chain(affected.counted.into_iter().map(PodNews::Counted)) {
+            let _ = queues.pods.send(news);
         }
     }
 
@@ -103,16 +134,17 @@ pub fn start(
     index: &SharedIndex,
     master_namespaces: &[String],
     served_namespaces: &[String],
-    agents: bool,
+    injects: bool,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> watch::Receiver<usize> {
-    // Secrets are watched only where they may be read.
+    // Secrets and pods are watched only where they may be read.
     let scopes = match served_namespaces {
         [] => vec![None],
         names => names.iter().map(Some).collect(),
     };
+    let injection = usize::from(injects);
     let (pending, listed) =
-        watch::channel(3 + 2 * scopes.len() + usize::from(agents) + master_namespaces.len());
+        watch::channel(3 + (3 + injection) * scopes.len() + injection + master_namespaces.len());
     let done = move || pending.send_modify(|count| *count -= 1);
 
     let feed = index.clone();
@@ -120,7 +152,8 @@ pub fn start(
         Api::<LLMProvider>::all(client.clone()),
         Config::default(),
         done.clone(),
-        move |change| feed_kind(&feed, change, |_| true, Arc::<LLMProvider>::new),
+        Arc::<LLMProvider>::new,
+        move |change| feed_kind(&feed, change, |_| true),
     ));
 
     let feed = index.clone();
@@ -128,11 +161,8 @@ pub fn start(
         Api::<PartialObjectMeta<Namespace>>::all(client.clone()),
         Config::default(),
         done.clone(),
-        move |change| {
-            let labels =
-                |namespace: PartialObjectMeta<Namespace>| namespace.metadata.labels.unwrap_or_default();
-            feed_kind(&feed, change, |_| true, labels);
-        },
+        |namespace: PartialObjectMeta<Namespace>| namespace.metadata.labels.unwrap_or_default(),
+        move |change| feed_kind(&feed, change, |_| true),
     ));
 
     let feed = index.clone();
@@ -140,40 +170,60 @@ pub fn start(
         Api::<LLMAccess>::all(client.clone()),
         Config::default(),
         done.clone(),
+        |access| access,
         move |change| feed_access(&feed, change),
     ));
 
     let ours = format!("{}={}", names::MANAGED_BY_LABEL, names::MANAGED_BY);
     let not_ours = format!("{}!={}", names::MANAGED_BY_LABEL, names::MANAGED_BY);
+    // The label only spares reading others' pods whole.
+    let injected = format!("{}=true", names::INJECTED_LABEL);
+    let not_injected = format!("{}!=true", names::INJECTED_LABEL);
     for scope in scopes {
         let feed = index.clone();
         let within = is_in(scope);
         tasks.spawn(drive(
-            secrets::<Secret>(client, scope),
+            within_scope::<Secret>(client, scope),
             Config::default().labels(&ours),
             done.clone(),
-            move |change| {
-                let observed = |secret: Secret| Managed(Arc::new(ObservedSecret::from(secret)));
-                feed_kind(&feed, change, &within, observed);
-            },
+            |secret| Managed(Arc::new(ObservedSecret::from(secret))),
+            move |change| feed_kind(&feed, change, &within),
         ));
 
         let feed = index.clone();
         let within = is_in(scope);
         tasks.spawn(drive(
-            secrets::<PartialObjectMeta<Secret>>(client, scope),
+            within_scope::<PartialObjectMeta<Secret>>(client, scope),
             Config::default().labels(&not_ours),
             done.clone(),
-            move |change| {
-                let observed = |secret: PartialObjectMeta<Secret>| {
-                    Foreign(Arc::new(ObservedSecret::from_metadata(secret.metadata)))
-                };
-                feed_kind(&feed, change, &within, observed);
-            },
+            |secret| Foreign(Arc::new(ObservedSecret::from_metadata(secret.metadata))),
+            move |change| feed_kind(&feed, change, &within),
         ));
+
+        let feed = index.clone();
+        let within = is_in(scope);
+        tasks.spawn(drive(
+            within_scope::<Pod>(client, scope),
+            Config::default().labels(&injected).fields(RUNNING),
+            done.clone(),
+            Labelled::from,
+            move |change| feed_kind(&feed, change, &within),
+        ));
+
+        if injects {
+            let feed = index.clone();
+            let within = is_in(scope);
+            tasks.spawn(drive(
+                within_scope::<PartialObjectMeta<Pod>>(client, scope),
+                Config::default().labels(&not_injected).fields(RUNNING),
+                done.clone(),
+                Unlabelled::from,
+                move |change| feed_kind(&feed, change, &within),
+            ));
+        }
     }
 
-    if agents {
+    if injects {
         tasks.spawn(watch_agents(client.clone(), index.clone(), done.clone()));
     }
 
@@ -181,19 +231,18 @@ pub fn start(
         let feed = index.clone();
         let within = is_in(Some(namespace));
         tasks.spawn(drive(
-            secrets::<Secret>(client, Some(namespace)),
+            within_scope::<Secret>(client, Some(namespace)),
             Config::default(),
             done.clone(),
-            move |change| {
-                feed_kind(&feed, change, &within, |secret| Arc::new(Master::from(secret)));
-            },
+            |secret| Arc::new(Master::from(secret)),
+            move |change| feed_kind(&feed, change, &within),
         ));
     }
     listed
 }
 
-/// Secrets, or their metadata, of one namespace or of all.
-fn secrets<K>(client: &Client, namespace: Option<&String>) -> Api<K>
+/// What is in one namespace, or in all.
+fn within_scope<K>(client: &Client, namespace: Option<&String>) -> Api<K>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
 {
@@ -237,7 +286,8 @@ async fn watch_agents(client: Client, feed: SharedIndex, listed: impl FnOnce() +
                 listed();
             }
         },
-        move |change| feed_kind(&feed, change, |_| true, AgentWish::from),
+        AgentWish::from,
+        move |change| feed_kind(&feed, change, |_| true),
     )
     .await
 }
@@ -256,29 +306,18 @@ async fn agents_are_served(client: &Client) -> Result<bool, kube::Error> {
 }
 
 /// Something a watch saw.
-enum Change<K> {
-    Apply(Key, K),
+enum Change<E> {
+    Apply(Key, E),
     Delete(Key),
     /// A complete list.
-    Reset(BTreeMap<Key, K>),
+    Reset(BTreeMap<Key, E>),
 }
 
-fn feed_kind<K, E: Kind>(
-    feed: &SharedIndex,
-    change: Change<K>,
-    scope: impl Fn(&Key) -> bool,
-    entry: impl Fn(K) -> E,
-) {
+fn feed_kind<E: Kind>(feed: &SharedIndex, change: Change<E>, scope: impl Fn(&Key) -> bool) {
     match change {
-        Change::Apply(key, object) => feed.update(|index| index.apply(&key, entry(object))),
+        Change::Apply(key, entry) => feed.update(|index| index.apply(&key, entry)),
         Change::Delete(key) => feed.update(|index| index.delete::<E>(&key)),
-        Change::Reset(all) => {
-            let all = all
-                .into_iter()
-                .map(|(key, object)| (key, entry(object)))
-                .collect();
-            feed.update(|index| index.reset(scope, all));
-        }
+        Change::Reset(all) => feed.update(|index| index.reset(scope, all)),
     }
 }
 
@@ -316,11 +355,13 @@ fn feed_access(feed: &SharedIndex, change: Change<LLMAccess>) {
     }
 }
 
-async fn drive<K>(
+/// Feeds what is to be remembered of each object: whole ones are not kept, not even those of a list.
+async fn drive<K, E>(
     api: Api<K>,
     config: Config,
     listed: impl FnOnce(),
-    mut feed: impl FnMut(Change<K>),
+    entry: impl Fn(K) -> E,
+    mut feed: impl FnMut(Change<E>),
 ) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -332,7 +373,7 @@ where
         match event {
             Ok(Event::Init) => list.clear(),
             Ok(Event::InitApply(object)) => {
-                list.insert(key(&object), object);
+                list.insert(key(&object), entry(object));
             }
             Ok(Event::InitDone) => {
                 feed(Change::Reset(std::mem::take(&mut list)));
@@ -340,7 +381,7 @@ where
                     listed();
                 }
             }
-            Ok(Event::Apply(object)) => feed(Change::Apply(key(&object), object)),
+            Ok(Event::Apply(object)) => feed(Change::Apply(key(&object), entry(object))),
             Ok(Event::Delete(object)) => feed(Change::Delete(key(&object))),
             Err(error) => {
                 warn!(kind = %K::kind(&()), error = describe_watch(&error), "a watch failed and is tried again");

@@ -54,6 +54,11 @@ pub struct Scope {
 }
 
 impl Scope {
+    /// Whether nothing is ever injected there.
+    pub fn excludes(&self, namespace: &str) -> bool {
+        namespace == self.own || SYSTEM_NAMESPACES.contains(&namespace)
+    }
+
     fn serves(&self, namespace: &str) -> bool {
         self.served.is_empty() || self.served.iter().any(|served| served == namespace)
     }
@@ -61,10 +66,11 @@ impl Scope {
 
 /// Finds the accesses. `Err` is what becomes of a pod that gets none.
 pub fn select(pod: &Pod, namespace: &str, scope: &Scope, index: &Index) -> Result<Selection, Outcome> {
-    if namespace == scope.own || SYSTEM_NAMESPACES.contains(&namespace) {
+    if scope.excludes(namespace) {
         return Err(Outcome::Skip(SkipReason::SystemNamespace));
     }
-    let named = match wish(pod, namespace, index) {
+    let own = pod.annotations().get(names::INJECT_ANNOTATION);
+    let named = match wish(own, pod.labels(), namespace, index) {
         Wish::Nothing => return Err(Outcome::Skip(SkipReason::OptedOut)),
         Wish::Accesses { names, whose } => names
             .into_iter()
@@ -79,19 +85,15 @@ pub fn select(pod: &Pod, namespace: &str, scope: &Scope, index: &Index) -> Resul
         accesses: named,
         left_out: Vec::new(),
     };
-    let labels = labels(pod);
+    let labels = labels(pod.labels());
     for offer in index.offers(namespace) {
-        let selects = |offer: &Offer| {
-            let selector = offer.selector.as_ref();
-            selector.is_some_and(|selector| selector.matches(&labels))
-        };
         let again = || {
             selection
                 .accesses
                 .iter()
                 .any(|other| other.access == offer.access)
         };
-        if !selects(offer) || again() {
+        if !selects(offer, &labels) || again() {
             continue;
         }
         match usable(namespace, offer, scope, index) {
@@ -118,14 +120,39 @@ enum Wish<'a> {
     Accesses { names: Vec<&'a str>, whose: String },
 }
 
+/// What decides whether a pod is selected.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its own annotation that asks for injection.
+    pub wish: Option<String>,
+}
+
+/// Whether a pod is to get an access, whatever may be in the way of it.
+pub fn wants(pod: &Identity, namespace: &str, offer: &Offer, index: &Index) -> bool {
+    match wish(pod.wish.as_ref(), &pod.labels, namespace, index) {
+        Wish::Nothing => false,
+        Wish::Accesses { names, .. } if names.contains(&offer.access.as_str()) => true,
+        Wish::Accesses { .. } | Wish::None => selects(offer, &labels(&pod.labels)),
+    }
+}
+
+fn selects(offer: &Offer, labels: &BTreeMap<String, String>) -> bool {
+    let selector = offer.selector.as_ref();
+    selector.is_some_and(|selector| selector.matches(labels))
+}
+
 /// The pod's own annotation, else that of its kagent Agent: kagent does not pass annotations of the Agent on.
-fn wish<'a>(pod: &'a Pod, namespace: &str, index: &'a Index) -> Wish<'a> {
-    let own = pod
-        .annotations()
-        .get(names::INJECT_ANNOTATION)
-        .map(String::as_str);
+fn wish<'a>(
+    own: Option<&'a String>,
+    labels: &'a BTreeMap<String, String>,
+    namespace: &str,
+    index: &'a Index,
+) -> Wish<'a> {
+    let own = own.map(String::as_str);
     let of_agent = || {
-        let agent = kagent_agent(pod)?;
+        let agent = kagent_agent(labels)?;
         let wish = index.agent_wish(namespace, agent)?;
         Some((wish, format!("Agent {agent}")))
     };
@@ -142,7 +169,7 @@ fn wish<'a>(pod: &'a Pod, namespace: &str, index: &'a Index) -> Wish<'a> {
 }
 
 /// The entries of a list in an annotation, each once.
-pub(super) fn list(value: &str) -> Vec<&str> {
+pub fn list(value: &str) -> Vec<&str> {
     let mut entries = Vec::new();
     for entry in value.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
         if !entries.contains(&entry) {
@@ -153,15 +180,15 @@ pub(super) fn list(value: &str) -> Vec<&str> {
 }
 
 /// The kagent Agent that a pod belongs to.
-fn kagent_agent(pod: &Pod) -> Option<&str> {
-    let labels = pod.labels();
+fn kagent_agent(labels: &BTreeMap<String, String>) -> Option<&str> {
     let agent = labels.get(KAGENT_AGENT_LABEL)?;
     (labels.get("app")? == "kagent").then_some(agent)
 }
 
-fn labels(pod: &Pod) -> BTreeMap<String, String> {
-    let mut labels = pod.labels().clone();
-    if let Some(agent) = kagent_agent(pod) {
+/// The labels that a pod counts as having.
+fn labels(own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut labels = own.clone();
+    if let Some(agent) = kagent_agent(own) {
         labels
             .entry(VIRTUAL_AGENT_LABEL.to_owned())
             .or_insert_with(|| agent.to_owned());

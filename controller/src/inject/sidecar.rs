@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, ExecAction, Pod, Probe,
+    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, ExecAction, Pod, PodSpec, Probe,
     ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -61,6 +61,38 @@ pub fn delivered(container: &Container) -> Option<Vec<&str>> {
         .filter_map(|argument| argument.split_once('=').map(|(access, _)| access))
         .collect();
     (!accesses.is_empty() && given == arguments(&accesses)).then_some(accesses)
+}
+
+/// The accesses whose companions a pod's sidecar mounts: by its structure too, but whatever else an earlier or a later version
+/// gave it, since pods outlive controllers.
+pub fn mounted(spec: &PodSpec) -> Vec<String> {
+    let is_sidecar = |container: &&Container| {
+        container.name == names::SIDECAR && container.restart_policy.as_deref() == Some("Always")
+    };
+    let Some(sidecar) = spec.init_containers.iter().flatten().find(is_sidecar) else {
+        return Vec::new();
+    };
+    let companion_at = |dir: &str| {
+        let mount = sidecar
+            .volume_mounts
+            .iter()
+            .flatten()
+            .find(|mount| mount.mount_path == dir)?;
+        let volume = spec
+            .volumes
+            .iter()
+            .flatten()
+            .find(|volume| volume.name == mount.name)?;
+        volume.secret.as_ref()?.secret_name.as_deref()
+    };
+    let arguments = sidecar.args.as_deref().unwrap_or_default();
+    arguments
+        .windows(2)
+        .filter(|pair| pair[0] == "--source")
+        .filter_map(|pair| pair[1].split_once('='))
+        .filter(|(access, dir)| companion_at(dir) == Some(names::companion(access).as_str()))
+        .map(|(access, _)| access.to_owned())
+        .collect()
 }
 
 /// The container: a native sidecar, valid under the `restricted` standard.

@@ -298,7 +298,7 @@ impl<'a> AgentPod<'a> {
 
     /// Has the kubelet look at the pod's volumes now, as the controller will.
     pub async fn refresh(&self, version: &str) {
-        let change = json!({ "metadata": { "annotations": { "llmwarden.io/refresh": version } } });
+        let change = json!({ "metadata": { "annotations": { names::REFRESH_ANNOTATION: version } } });
         self.pods
             .patch_status(&self.name, &PatchParams::default(), &Patch::Merge(change))
             .await

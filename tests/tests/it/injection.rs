@@ -14,10 +14,10 @@ use tokio::sync::OnceCell;
 use crate::support::{SOON, Tenant, create, install_kagent, merge, object, patch};
 
 /// The label of the namespaces whose pods the webhook is asked about: other tests' are not delayed by it.
-const LABEL: (&str, &str) = ("injection", "on");
+pub const LABEL: (&str, &str) = ("injection", "on");
 
 /// The shared installation, with the webhook registered and trusted.
-async fn shared() -> llmwarden_tests::installation::Shared {
+pub async fn shared() -> llmwarden_tests::installation::Shared {
     static REGISTERED: OnceCell<()> = OnceCell::const_new();
     let installation = Installation::shared_with_webhook().await.unwrap();
     REGISTERED
@@ -58,7 +58,7 @@ async fn register(installation: &Installation) {
     .await;
 }
 
-async fn tenant(installation: &Installation) -> Tenant {
+pub async fn tenant(installation: &Installation) -> Tenant {
     let tenant = Tenant::new(installation, "sk-test-injection").await;
     let labels = json!({ "metadata": { "labels": { LABEL.0: LABEL.1 } } });
     patch(&tenant.namespaces(), &tenant.namespace, labels).await;
@@ -76,7 +76,7 @@ fn dry_run() -> PostParams {
     }
 }
 
-fn annotated(accesses: &str) -> Value {
+pub fn annotated(accesses: &str) -> Value {
     json!({ "metadata": { "annotations": { "llmwarden.io/inject": accesses } } })
 }
 
@@ -84,7 +84,7 @@ fn labelled(labels: &Value) -> Value {
     json!({ "metadata": { "labels": labels } })
 }
 
-fn pod(name: &str, change: Value) -> Pod {
+pub fn pod(name: &str, change: Value) -> Pod {
     let mut pod = json!({
         "metadata": { "name": name },
         "spec": { "containers": [{ "name": "agent", "image": "agent" }] },
@@ -102,7 +102,7 @@ fn init_containers(pod: &Pod) -> Vec<&str> {
 }
 
 /// Waits until the controller's index has an access, so that what follows is decided by it.
-async fn await_known(installation: &Installation, tenant: &Tenant, access: &str) {
+pub async fn await_known(installation: &Installation, tenant: &Tenant, access: &str) {
     let mut number = 0;
     eventually("an access that the webhook knows", SOON, async || {
         number += 1;

@@ -18,6 +18,7 @@ mod guide;
 mod injection;
 mod policies;
 mod readme;
+mod refresh;
 mod refusals;
 mod repair;
 mod replicas;

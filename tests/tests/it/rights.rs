@@ -3,13 +3,13 @@
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, Role};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use llmwarden_proto::names::{
-    ADOPT_ANNOTATION, CERTIFICATES_SECRET, INSTANCE_SECRET, ROTATE_ANNOTATION, ROTATE_NOW,
+    ADOPT_ANNOTATION, CERTIFICATES_SECRET, INSTANCE_SECRET, REFRESH_ANNOTATION, ROTATE_ANNOTATION, ROTATE_NOW,
 };
 use llmwarden_proto::reason::Reason;
 use llmwarden_tests::installation::{ACCOUNT, ENABLED_LABEL, SYSTEM};
@@ -18,6 +18,7 @@ use llmwarden_tests::webhook::{self, CONFIGURATION};
 use llmwarden_tests::{Installation, Signal, chart, eventually};
 use serde_json::json;
 
+use crate::refresh::injected;
 use crate::support::{SOON, Tenant, create, install_kagent, object, patch, value};
 
 const KEYS: [&str; 2] = ["sk-test-rights-1", "sk-test-rights-2"];
@@ -165,6 +166,9 @@ impl Scene {
             .delete_collection(&gone, &everything)
             .await
             .unwrap();
+        let at_once = gone.clone().grace_period(0);
+        let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+        pods.delete_collection(&at_once, &everything).await.unwrap();
         let events = Api::<Event>::namespaced(client.clone(), namespace);
         events.delete_collection(&gone, &everything).await.unwrap();
         let leases = Api::<Lease>::namespaced(client.clone(), SYSTEM);
@@ -195,6 +199,14 @@ impl Scene {
         eventually("the provider's status", SOON, async || {
             let provider = tenant.providers().get(&tenant.provider).await.unwrap();
             same(&provider.status.map(|status| status.access_count), &Some(1))
+        })
+        .await;
+
+        let pods = Api::<Pod>::namespaced(self.installation.client(), &tenant.namespace);
+        create(&pods, &injected("pod", &["agent"])).await;
+        eventually("a pod that is refreshed", SOON, async || {
+            let pod = pods.get("pod").await.unwrap();
+            pod.annotations().contains_key(REFRESH_ANNOTATION)
         })
         .await;
 

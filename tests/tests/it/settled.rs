@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use kube::Client;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client, ResourceExt};
+use llmwarden_proto::access::LLMAccess;
+use llmwarden_proto::names::REFRESH_ANNOTATION;
 use llmwarden_proto::reason::Reason;
 use llmwarden_tests::api_proxy::{Call, Fate};
 use llmwarden_tests::installation::SYSTEM;
@@ -11,7 +14,8 @@ use llmwarden_tests::{ApiProxy, Installation, Process, Sidecar, Signal, eventual
 use serde_json::json;
 
 use crate::conflicts::create_foreign;
-use crate::support::{SOON, Tenant};
+use crate::refresh::injected;
+use crate::support::{SOON, Tenant, create};
 
 /// Requests of a user that would change something, as the API server itself counts them; without Leases.
 async fn writes_counted(client: &Client) -> BTreeMap<String, u64> {
@@ -26,7 +30,7 @@ async fn writes_counted(client: &Client) -> BTreeMap<String, u64> {
         })
         // What the controller could write; others, such as the garbage collector, go on with theirs.
         .filter(|line| {
-            ["llmaccesses", "llmproviders", "secrets", "events"]
+            ["llmaccesses", "llmproviders", "secrets", "events", "pods"]
                 .iter()
                 .any(|kind| line.contains(&format!("resource=\"{kind}\"")))
         })
@@ -62,6 +66,18 @@ async fn settle(installation: &Installation) -> Vec<Tenant> {
     for number in 0..10 {
         ready.await_ready(&format!("agent-{number}")).await;
     }
+    let pods: Api<Pod> = Api::namespaced(installation.client(), &ready.namespace);
+    create(&pods, &injected("pod", &["agent-1", "agent-2"])).await;
+    eventually("a pod that is refreshed", SOON, async || {
+        let pod = pods.get("pod").await.unwrap();
+        pod.annotations().contains_key(REFRESH_ANNOTATION)
+    })
+    .await;
+    eventually("the counts of pods", SOON, async || {
+        let status = |access: LLMAccess| access.status.unwrap_or_default().rotation.is_some();
+        status(ready.access("agent-1").await) && status(ready.access("agent-2").await)
+    })
+    .await;
     proxied.await_ready("agent").await;
     conflict.await_refusal("agent", Reason::SecretConflict).await;
     denied.await_refusal("agent", Reason::ModelNotAllowed).await;
@@ -75,8 +91,7 @@ async fn settle(installation: &Installation) -> Vec<Tenant> {
 
 /// Waits until a provider's status counts its accesses.
 async fn await_provider(tenant: &Tenant) {
-    let named =
-        |access: &llmwarden_proto::access::LLMAccess| access.spec.provider_ref.name == tenant.provider;
+    let named = |access: &LLMAccess| access.spec.provider_ref.name == tenant.provider;
     eventually("the provider's count", SOON, async || {
         let accesses = tenant
             .accesses()
@@ -91,8 +106,8 @@ async fn await_provider(tenant: &Tenant) {
     .await;
 }
 
-/// How many watches a controller has: six for its index, and one for each of the two kinds that it reconciles.
-const WATCHES: usize = 8;
+/// How many watches a controller has: seven for its index, and one for each of the two kinds that it reconciles.
+const WATCHES: usize = 9;
 
 /// Makes every watch of the controller behind the proxy list anew, and go on from there.
 async fn relist(proxy: &ApiProxy) {

@@ -13,9 +13,11 @@ use llmwarden_proto::reason::{ConditionType, Reason};
 use serde_json::{Value, json};
 
 use super::{DesiredSecret, Observation, ObservedSecret, Plan, Settings, Write, plan};
+use crate::access::pods::Pods;
 use crate::conditions;
 use crate::index::master::Master;
 use crate::index::{Claim, NamespaceLabels};
+use crate::inject::select::Scope;
 use crate::instance::Instance;
 
 const NOW: &str = "2026-06-01T12:00:00Z";
@@ -27,6 +29,7 @@ pub fn settings() -> Settings {
         served: Vec::new(),
         denial_grace: GRACE,
         instance: Instance::new(vec![7; 32]),
+        injects: Some(Scope::default()),
     }
 }
 
@@ -44,6 +47,7 @@ pub struct World {
     pub master: Option<Value>,
     pub others: Vec<Claim>,
     pub secrets: BTreeMap<String, Secret>,
+    pub pods: Pods,
     writes: u32,
 }
 
@@ -79,6 +83,7 @@ impl World {
             master: Some(json!({ "stringData": { "api-key": "sk-test-1" } })),
             others: Vec::new(),
             secrets: BTreeMap::new(),
+            pods: Pods::default(),
             writes: 0,
         }
     }
@@ -117,6 +122,7 @@ impl World {
             namespace: Some(self.labels.clone()),
             master,
             others: self.others.clone(),
+            pods: self.pods.clone(),
             secrets: self
                 .secrets
                 .iter()

@@ -1,0 +1,124 @@
+//! What the status says of pods: which have the sidecar, which version they deliver, and what they lack.
+
+use llmwarden_proto::access::{PodCount, RotationStatus};
+use llmwarden_proto::names::NO_VERSION;
+use llmwarden_proto::reason::{ConditionType, Reason};
+
+use super::observe::Observation;
+use super::plan::{EventNote, Plan};
+use crate::conditions::{self, Setter, Truth};
+use crate::index::pod::Told;
+use crate::inject::select::Scope;
+
+/// How many are named in a message.
+const NAMED: usize = 3;
+
+/// The pods of an access.
+#[derive(Debug, Clone, Default)]
+pub struct Pods {
+    /// Those with the sidecar for it, by name, and what the sidecar said last, if it did.
+    pub injected: Vec<(String, Option<Told>)>,
+    /// Those that are to have it and don't.
+    pub missing: Vec<String>,
+}
+
+/// Sets what holds for the pods of an access once the plan is carried out.
+pub fn report(seen: &Observation, injects: Option<&Scope>, plan: &mut Plan) {
+    let Pods { injected, missing } = &seen.pods;
+    let version = plan
+        .status
+        .credential_version
+        .and_then(|version| u64::try_from(version).ok());
+    let has_it = |told: &Option<Told>| {
+        let told = told.as_ref();
+        told.is_some_and(|told| told.has(version.unwrap_or(NO_VERSION)))
+    };
+    let delivered = injected.iter().filter(|(_, told)| has_it(told)).count();
+    plan.status.rotation = (!injected.is_empty()).then(|| RotationStatus {
+        pods: PodCount {
+            delivered: count(delivered),
+            total: count(injected.len()),
+        },
+    });
+
+    let outdated: Vec<String> = injected
+        .iter()
+        .filter_map(|(pod, told)| {
+            let lacking = &told.as_ref()?.lacking;
+            (!lacking.is_empty()).then(|| format!("{pod} (lacks {})", lacking.join(", ")))
+        })
+        .collect();
+    let (kind, reason) = (ConditionType::SidecarOutdated, Reason::SidecarLacksFeatures);
+    if outdated.is_empty() {
+        conditions(seen, plan).clear(kind);
+    } else {
+        let message = format!(
+            "the sidecar is older than what its companion asks for in {}: the key it delivers, but restart the pod for the \
+             sidecar of this version",
+            some(&outdated)
+        );
+        say(seen, plan, kind, Truth::True, reason, message);
+    }
+
+    let kind = ConditionType::InjectionReady;
+    if injects.is_none_or(|scope| scope.excludes(seen.namespace_name())) {
+        conditions(seen, plan).clear(kind);
+    } else if !missing.is_empty() {
+        let message = format!(
+            "the sidecar is missing in {}: restart what was there before the LLMAccess, or was created while the webhook was \
+             down",
+            some(missing)
+        );
+        say(
+            seen,
+            plan,
+            kind,
+            Truth::False,
+            Reason::PodsMissingInjection,
+            message,
+        );
+    } else if injected.is_empty() {
+        let message = "no running pod asks for this LLMAccess: annotate one with llmwarden.io/inject, or set \
+                       spec.workloadSelector";
+        conditions(seen, plan).set(kind, Truth::False, Reason::NoPodMatched, message);
+    } else {
+        let message = "every pod that asks for this LLMAccess has the sidecar";
+        conditions(seen, plan).set(kind, Truth::True, Reason::PodsInjected, message);
+    }
+}
+
+/// Sets a condition that is something to worry about, and tells of it when it begins.
+fn say(
+    seen: &Observation,
+    plan: &mut Plan,
+    kind: ConditionType,
+    truth: Truth,
+    reason: Reason,
+    message: String,
+) {
+    if !conditions::is(&plan.status.conditions, kind, truth, reason) {
+        plan.events.push(EventNote::warning(reason, message.clone()));
+    }
+    conditions(seen, plan).set(kind, truth, reason, message);
+}
+
+fn conditions<'a>(seen: &Observation, plan: &'a mut Plan) -> Setter<'a> {
+    Setter {
+        conditions: &mut plan.status.conditions,
+        generation: seen.access.metadata.generation,
+        now: seen.now,
+    }
+}
+
+/// The first of them by name, and how many more there are.
+fn some(all: &[String]) -> String {
+    let named = &all[..all.len().min(NAMED)];
+    match all.len() - named.len() {
+        0 => format!("pod {}", named.join(", ")),
+        more => format!("pod {} and {more} more", named.join(", ")),
+    }
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

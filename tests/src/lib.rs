@@ -14,6 +14,7 @@ mod certificates;
 pub mod chart;
 pub mod client;
 pub mod control_plane;
+pub mod fake_provider;
 pub mod image;
 pub mod installation;
 mod kubeconfig;
@@ -31,6 +32,7 @@ mod work_dir;
 
 pub use api_proxy::ApiProxy;
 pub use control_plane::{ControlPlane, Options};
+pub use fake_provider::FakeProvider;
 pub use image::Image;
 pub use installation::Installation;
 pub use node::Node;

@@ -14,7 +14,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # Static, so that a program needs nothing but itself; relocations packed, so that starting it touches fewer pages.
 SHIPPED := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
 
-.PHONY: help build release cluster helm crds test e2e check deny demo bench soak fuzz
+.PHONY: help build release cluster helm crds test clients e2e check deny demo bench soak fuzz
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ crds: ## Writes the chart's custom resource definitions from the Rust types
 test: cluster helm build ## Runs all tests, on real control planes
 	$(CARGO) test --workspace --locked
 
+clients: build ## Runs the providers' own SDKs, for Python, Node and Go, against a fake provider (installs them into target/)
+	tests/build clients
+	$(CARGO) test --locked --package llmwarden-tests --test clients
+
 e2e: ## Runs the tests on a real node, with pods and our images (Linux, root; installs Debian packages)
 	LLMWARDEN_PROGRAMS=$(CURDIR)/target/$(HOST)/release tests/e2e
 
@@ -48,7 +52,7 @@ check: deny ## Checks format, lints, licences and generated files
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	$(CARGO) clippy --package llmwarden-tests --test e2e --locked -- -D warnings
+	$(CARGO) clippy --package llmwarden-tests --test e2e --test clients --locked -- -D warnings
 	cargo-deny --locked check licenses bans sources
 	$(CARGO) run --locked -q -p llmwarden-controller -- crd --check $(CRDS)
 

@@ -35,6 +35,12 @@ pub fn helm() -> Result<PathBuf> {
     once(&PROGRAM, || Ok(module("helm")?.join("helm")))
 }
 
+/// The directory of the providers' SDKs, with a program on them for each language.
+pub fn clients() -> Result<PathBuf> {
+    static DIR: Built = OnceLock::new();
+    once(&DIR, || module("clients"))
+}
+
 /// Cargo's target directory, of the build that the running program came from.
 pub fn target_dir() -> Result<PathBuf> {
     Ok(profile_dir()?
@@ -43,7 +49,7 @@ pub fn target_dir() -> Result<PathBuf> {
         .to_owned())
 }
 
-/// The directory of the programs that a Go module pins.
+/// The directory of the programs that `tests/build` makes of what is pinned under this name.
 fn module(name: &str) -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("build");
     let output = Command::new(&script)

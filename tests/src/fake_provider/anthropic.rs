@@ -10,7 +10,8 @@ pub(super) struct Anthropic;
 
 impl Api for Anthropic {
     fn key<'a>(&self, call: &'a Call) -> Option<&'a str> {
-        call.header("x-api-key")
+        // The newest clients send it as the latter.
+        call.header("x-api-key").or_else(|| call.bearer())
     }
 
     fn answer(&self, call: &Call, script: Script) -> Result<Answer, Refusal> {
@@ -29,10 +30,10 @@ impl Api for Anthropic {
                 Ok(Answer::json(json!({ "input_tokens": INPUT_TOKENS })))
             }
             "/v1/models" if !call.post() => Ok(Answer::json(json!({
-                "data": [model("claude-sonnet-4-5"), model("claude-haiku-4-5")],
+                "data": [model("claude-opus-5"), model("claude-haiku-5-5")],
                 "has_more": false,
-                "first_id": "claude-sonnet-4-5",
-                "last_id": "claude-haiku-4-5",
+                "first_id": "claude-opus-5",
+                "last_id": "claude-haiku-5-5",
             }))),
             path => match path.strip_prefix("/v1/models/") {
                 Some(id) if !call.post() => Ok(Answer::json(model(id))),
@@ -91,7 +92,7 @@ fn error(kind: &str, message: &str) -> Value {
 }
 
 fn model(id: &str) -> Value {
-    json!({ "type": "model", "id": id, "display_name": id, "created_at": "2025-09-29T00:00:00Z" })
+    json!({ "type": "model", "id": id, "display_name": id, "created_at": "2026-09-01T00:00:00Z" })
 }
 
 fn message(call: &Call, script: Script) -> Result<Answer, Refusal> {

@@ -57,6 +57,8 @@ pub struct Seen {
     pub key: Option<usize>,
     /// How much of its body has come.
     pub body_bytes: u64,
+    /// The model that it asked for.
+    pub model: Option<String>,
     /// SHA-256 of all of it, once it is there.
     pub body_digest: Option<[u8; 32]>,
     /// The status it was answered with.

@@ -115,6 +115,7 @@ async fn respond(request: Request<Incoming>, state: Arc<State>) -> Result<Respon
     // The key counts as it was when the request came.
     let (entry, key) = arrive(&call, api.key(&call), state);
     read_body(body, &entry, &mut call).await?;
+    entry.note(|seen| seen.model = api.model(&call).map(str::to_owned));
 
     let (fault, pace) = {
         let mut inner = entry.state.inner();
@@ -160,6 +161,7 @@ fn arrive(call: &Call, key: Option<&str>, state: Arc<State>) -> (Entry, Result<(
         headers: call.headers.clone(),
         key: known,
         body_bytes: 0,
+        model: None,
         body_digest: None,
         status: None,
         end: None,

@@ -74,5 +74,10 @@ pub const SOCKET_FILE: &str = "llmwarden.sock";
 
 /// Port of the endpoint (and the proxy), on 127.0.0.1.
 pub const ENDPOINT_PORT: u16 = 9470;
+/// The base URL of an access in proxy mode, for the SDKs of its pod: `path` is that of the provider's own.
+pub fn proxy_url(access: &str, path: &str) -> String {
+    format!("http://127.0.0.1:{ENDPOINT_PORT}/proxy/{access}{path}")
+}
+
 /// Port of health, metrics and status.
 pub const STATUS_PORT: u16 = 9471;

@@ -38,6 +38,22 @@ pub struct AuthHeader {
     pub scheme: Option<String>,
 }
 
+/// The environment variables that a provider's SDKs read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SdkEnv {
+    /// The key.
+    pub key: &'static str,
+    /// The base URL: with the proxy, its address and [`base_path`].
+    pub base_url: &'static str,
+}
+
+/// The path of a base URL, without a slash at its end.
+pub fn base_path(base_url: &str) -> &str {
+    let below_scheme = base_url.split_once("://").map_or(base_url, |(_, rest)| rest);
+    let path = below_scheme.find('/').map_or("", |at| &below_scheme[at..]);
+    path.trim_end_matches('/')
+}
+
 impl ProviderKind {
     /// The name that `spec.provider` uses.
     pub const fn as_str(self) -> &'static str {
@@ -87,5 +103,21 @@ impl ProviderKind {
             header: header.to_owned(),
             scheme,
         }
+    }
+
+    /// What its SDKs read from the environment. `OpenRouter`, `LiteLLM` and all that is like `OpenAI` are called with
+    /// `OpenAI`'s SDKs.
+    pub const fn sdk_env(self) -> SdkEnv {
+        let (key, base_url) = match self {
+            Self::Openai | Self::Openrouter | Self::Litellm | Self::Custom => {
+                ("OPENAI_API_KEY", "OPENAI_BASE_URL")
+            }
+            Self::Anthropic => ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"),
+            Self::AzureOpenai => ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
+            Self::Gemini => ("GOOGLE_API_KEY", "GOOGLE_GEMINI_BASE_URL"),
+            Self::AwsBedrock => ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ENDPOINT_URL_BEDROCK_RUNTIME"),
+            Self::GcpVertexai => ("GOOGLE_API_KEY", "GOOGLE_VERTEX_BASE_URL"),
+        };
+        SdkEnv { key, base_url }
     }
 }

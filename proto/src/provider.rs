@@ -6,6 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::access::Injection;
 use crate::profile::ProviderKind;
 
 /// An LLM provider: which one, where its master or admin key lives, which models and which namespaces.
@@ -412,6 +413,32 @@ impl Endpoint {
     /// The base URL, if one is set.
     pub fn base_url(&self) -> Option<&str> {
         self.base_url.as_deref().filter(|url| !url.is_empty())
+    }
+}
+
+impl LLMProviderSpec {
+    /// The base URL for its SDKs; `None` where every account has its own and none is set.
+    pub fn base_url(&self) -> Option<&str> {
+        let own = self.endpoint.as_ref().and_then(Endpoint::base_url);
+        own.or(self.provider.base_url())
+    }
+
+    /// Whether an access with this injection is in proxy mode.
+    pub fn is_proxied(&self, injection: &Injection) -> bool {
+        injection.proxy.is_some() || self.proxy == ProxyPolicy::Required
+    }
+
+    /// Why it can't be used through the proxy, if it can't, and what to do.
+    pub fn proxy_hindrance(&self) -> Option<String> {
+        let kind = self.provider.as_str();
+        if !self.provider.supports_proxy() {
+            return Some(format!(
+                "the SDKs of {kind} insist on https: remove injection.proxy"
+            ));
+        }
+        self.base_url().is_none().then(|| {
+            format!("{kind} has no one base URL: ask the platform team to set spec.endpoint.baseURL of the LLMProvider")
+        })
     }
 }
 

@@ -19,6 +19,8 @@ pub enum ConditionType {
     InjectionReady,
     /// A running sidecar is older than what the companion asks of it.
     SidecarOutdated,
+    /// Whether no agent can use other models than those of the list.
+    ModelsEnforced,
 }
 
 impl ConditionType {
@@ -32,6 +34,7 @@ impl ConditionType {
             Self::LiveRotation => "LiveRotation",
             Self::InjectionReady => "InjectionReady",
             Self::SidecarOutdated => "SidecarOutdated",
+            Self::ModelsEnforced => "ModelsEnforced",
         }
     }
 }
@@ -126,12 +129,28 @@ reasons! {
     // Of pods.
     /// Every pod that is to have the sidecar has it.
     PodsInjected,
+    /// The same, but a pod is made so that its containers can get at the sidecar's key in proxy mode.
+    KeyNotIsolated,
     /// No pod asks for the access, or is selected by it.
     NoPodMatched,
     /// A pod that is to have the sidecar was created without it.
     PodsMissingInjection,
     /// A sidecar does not know what the companion asks of it.
     SidecarLacksFeatures,
+
+    // Of what is promised to those who use a key.
+    /// The proxy puts the current key on each request.
+    ThroughProxy,
+    /// File and endpoint have each new key, and nobody is known to read it elsewhere.
+    DeliveredLive,
+    /// kagent restarts agents when the Secret that they name changes.
+    KagentHashesSecret,
+    /// Programs read their environment once, when they start.
+    KeyInEnvironment,
+    /// The proxy refuses other models.
+    EnforcedByProxy,
+    /// Who holds the key can use any model.
+    NotEnforced,
 
     // Of a provider.
     /// The master key can be read.

@@ -6,11 +6,12 @@ use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::Resource;
 use kube::api::ObjectMeta;
+use kube::{Resource, ResourceExt};
 use llmwarden_proto::access::{LLMAccess, Trigger};
 use llmwarden_proto::delivery::{Delivery, SCHEMA, State, Upstream};
 use llmwarden_proto::names;
+use llmwarden_proto::profile::base_path;
 use llmwarden_proto::provider::LLMProvider;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -49,6 +50,8 @@ pub fn application_data(
         .map(|name| (name, value.clone()))
         .collect();
     if let Some(url) = overridden_base_url(provider) {
+        let proxy = || names::proxy_url(&access.name_any(), base_path(url));
+        let url = if grant.proxied { proxy() } else { url.to_owned() };
         data.insert(names::BASE_URL.to_owned(), SecretString::from(url));
     }
     data

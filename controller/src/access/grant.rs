@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use kube::core::{Selector, SelectorExt};
-use llmwarden_proto::provider::{AuthType, LLMProvider, ProxyPolicy, SecretRef};
+use llmwarden_proto::names;
+use llmwarden_proto::provider::{AuthType, LLMProvider, SecretRef};
 use llmwarden_proto::reason::Reason;
-use llmwarden_proto::{names, profile::ProviderKind};
 use secrecy::SecretString;
 
 use super::observe::Observation;
@@ -152,16 +152,18 @@ fn offers(offered: &[String], wanted: &str) -> bool {
 }
 
 fn proxied(seen: &Observation, provider: &LLMProvider) -> Result<bool, Refusal> {
-    let kind: ProviderKind = provider.spec.provider;
-    let asked = seen.access.spec.injection.proxy.is_some();
-    if asked && !kind.supports_proxy() {
-        let message = format!(
-            "spec.injection.proxy is not possible for {}, whose SDKs insist on https: remove it",
-            kind.as_str()
-        );
-        return Err(Refusal::held(Reason::ProxyUnsupported, message));
+    if !provider.spec.is_proxied(&seen.access.spec.injection) {
+        return Ok(false);
     }
-    Ok(asked || provider.spec.proxy == ProxyPolicy::Required)
+    match provider.spec.proxy_hindrance() {
+        None => Ok(true),
+        Some(why) => {
+            let message = format!(
+                "the proxy (injection.proxy, or spec.proxy of the LLMProvider) is not possible: {why}"
+            );
+            Err(Refusal::held(Reason::ProxyUnsupported, message))
+        }
+    }
 }
 
 /// Who has a name that an access needs.

@@ -7,6 +7,7 @@ pub mod grant;
 pub mod observe;
 pub mod plan;
 pub mod pods;
+pub mod promises;
 pub mod reconcile;
 pub mod status;
 pub mod told;

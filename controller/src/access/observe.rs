@@ -8,7 +8,7 @@ use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::names;
 use llmwarden_proto::provider::LLMProvider;
 
-use super::pods::Pods;
+use super::pods::{InjectedPod, Pods};
 use crate::index::master::Master;
 use crate::index::secret::ObservedSecret;
 use crate::index::{Claim, Index, NamespaceLabels};
@@ -65,11 +65,7 @@ impl Observation {
                 .cloned()
                 .collect(),
             secrets,
-            pods: pods(
-                index,
-                &namespace,
-                access.metadata.name.as_deref().unwrap_or_default(),
-            ),
+            pods: pods(index, &namespace, &access),
             access,
         }
     }
@@ -124,17 +120,26 @@ impl Observation {
     }
 }
 
-fn pods(index: &Index, namespace: &str, access: &str) -> Pods {
-    let injected = index.pods_with(namespace, access).map(|(key, pod)| {
+fn pods(index: &Index, namespace: &str, access: &LLMAccess) -> Pods {
+    let name = access.metadata.name.as_deref().unwrap_or_default();
+    let injected = index.pods_with(namespace, name).map(|(key, pod)| {
         let report = index
             .report(key)
             .filter(|report| Some(&report.run) == pod.sidecar.as_ref());
-        let told = report.and_then(|report| report.accesses.get(access));
-        (key.1.clone(), told.cloned())
+        let told = report.and_then(|report| report.accesses.get(name));
+        InjectedPod {
+            name: key.1.clone(),
+            created: pod.created,
+            told: told.cloned(),
+            proxied: pod.proxied.contains(name),
+            reads_secret: pod.environment.contains(&access.spec.secret_name),
+            is_kagents: pod.identity.is_kagents(),
+            exposure: pod.exposure.clone(),
+        }
     });
     Pods {
         injected: injected.collect(),
-        missing: index.pods_without(namespace, access),
+        missing: index.pods_without(namespace, name),
     }
 }
 

@@ -17,6 +17,7 @@ use super::desired::{Data, DesiredSecret, active_companion, application_data, wi
 use super::grant::{Grant, Refusal, decide};
 use super::observe::Observation;
 use super::pods;
+use super::promises;
 use super::status::{self, Delivered};
 use crate::conditions::{self, Truth};
 use crate::index::secret::ObservedSecret;
@@ -117,6 +118,7 @@ pub fn plan(seen: &Observation, settings: &Settings) -> Option<Plan> {
         },
     };
     pods::report(seen, settings.injects.as_ref(), &mut plan);
+    promises::promise(seen, &mut plan);
     Some(plan)
 }
 
@@ -491,6 +493,8 @@ pub(super) fn until(now: Timestamp, then: Timestamp) -> Duration {
     Duration::try_from(then.duration_since(now)).unwrap_or_default()
 }
 
+#[cfg(test)]
+mod consumers;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

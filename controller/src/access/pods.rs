@@ -1,5 +1,6 @@
 //! What the status says of pods: which have the sidecar, which version they deliver, and what they lack.
 
+use jiff::Timestamp;
 use llmwarden_proto::access::{PodCount, RotationStatus};
 use llmwarden_proto::names::NO_VERSION;
 use llmwarden_proto::reason::{ConditionType, Reason};
@@ -13,11 +14,30 @@ use crate::inject::select::Scope;
 /// How many are named in a message.
 const NAMED: usize = 3;
 
+/// A pod with the sidecar for an access.
+#[derive(Debug, Clone, Default)]
+pub struct InjectedPod {
+    /// Its name.
+    pub name: String,
+    /// When it was created.
+    pub created: Option<Timestamp>,
+    /// What its sidecar said last, if it did.
+    pub told: Option<Told>,
+    /// Whether the key stays in the sidecar.
+    pub proxied: bool,
+    /// Whether a container reads the application's Secret into its environment.
+    pub reads_secret: bool,
+    /// Whether it is one of kagent's.
+    pub is_kagents: bool,
+    /// What lets its containers into the sidecar, if something does.
+    pub exposure: Option<String>,
+}
+
 /// The pods of an access.
 #[derive(Debug, Clone, Default)]
 pub struct Pods {
-    /// Those with the sidecar for it, by name, and what the sidecar said last, if it did.
-    pub injected: Vec<(String, Option<Told>)>,
+    /// Those with the sidecar for it.
+    pub injected: Vec<InjectedPod>,
     /// Those that are to have it and don't.
     pub missing: Vec<String>,
 }
@@ -29,11 +49,11 @@ pub fn report(seen: &Observation, injects: Option<&Scope>, plan: &mut Plan) {
         .status
         .credential_version
         .and_then(|version| u64::try_from(version).ok());
-    let has_it = |told: &Option<Told>| {
-        let told = told.as_ref();
+    let has_it = |pod: &&InjectedPod| {
+        let told = pod.told.as_ref();
         told.is_some_and(|told| told.has(version.unwrap_or(NO_VERSION)))
     };
-    let delivered = injected.iter().filter(|(_, told)| has_it(told)).count();
+    let delivered = injected.iter().filter(has_it).count();
     plan.status.rotation = (!injected.is_empty()).then(|| RotationStatus {
         pods: PodCount {
             delivered: count(delivered),
@@ -43,9 +63,9 @@ pub fn report(seen: &Observation, injects: Option<&Scope>, plan: &mut Plan) {
 
     let outdated: Vec<String> = injected
         .iter()
-        .filter_map(|(pod, told)| {
-            let lacking = &told.as_ref()?.lacking;
-            (!lacking.is_empty()).then(|| format!("{pod} (lacks {})", lacking.join(", ")))
+        .filter_map(|pod| {
+            let lacking = &pod.told.as_ref()?.lacking;
+            (!lacking.is_empty()).then(|| format!("{} (lacks {})", pod.name, lacking.join(", ")))
         })
         .collect();
     let (kind, reason) = (ConditionType::SidecarOutdated, Reason::SidecarLacksFeatures);
@@ -81,10 +101,20 @@ pub fn report(seen: &Observation, injects: Option<&Scope>, plan: &mut Plan) {
         let message = "no running pod asks for this LLMAccess: annotate one with llmwarden.io/inject, or set \
                        spec.workloadSelector";
         conditions(seen, plan).set(kind, Truth::False, Reason::NoPodMatched, message);
+    } else if let Some((pod, exposure)) = injected.iter().find_map(exposed) {
+        let message = format!(
+            "every pod that asks for this LLMAccess has the sidecar, but in pod {pod} the proxy does not keep the key from the \
+             agent: {exposure}"
+        );
+        say(seen, plan, kind, Truth::True, Reason::KeyNotIsolated, message);
     } else {
         let message = "every pod that asks for this LLMAccess has the sidecar";
         conditions(seen, plan).set(kind, Truth::True, Reason::PodsInjected, message);
     }
+}
+
+fn exposed(pod: &InjectedPod) -> Option<(&String, &String)> {
+    Some((&pod.name, pod.exposure.as_ref().filter(|_| pod.proxied)?))
 }
 
 /// Sets a condition that is something to worry about, and tells of it when it begins.
@@ -111,7 +141,7 @@ fn conditions<'a>(seen: &Observation, plan: &'a mut Plan) -> Setter<'a> {
 }
 
 /// The first of them by name, and how many more there are.
-fn some(all: &[String]) -> String {
+pub fn some(all: &[String]) -> String {
     let named = &all[..all.len().min(NAMED)];
     match all.len() - named.len() {
         0 => format!("pod {}", named.join(", ")),

@@ -1,7 +1,7 @@
 //! Pods: which of them have the sidecar, known by their structure, which don't, and what running sidecars said last. Never
 //! whole pods.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use llmwarden_proto::names;
 use serde::Deserialize;
 
 use super::{Affected, Index, Key, Kind, Ways};
+use crate::inject::plan::exposure;
 use crate::inject::select::{Identity, wants};
 use crate::inject::sidecar;
 
@@ -30,6 +31,12 @@ pub struct Pod {
     pub identity: Identity,
     /// The accesses whose companions its sidecar mounts, in the order of the sidecar's arguments; none without a sidecar.
     pub accesses: Vec<String>,
+    /// Those of them whose key stays in the sidecar.
+    pub proxied: BTreeSet<String>,
+    /// The Secrets that its containers read into their environment.
+    pub environment: BTreeSet<String>,
+    /// What lets its containers into the sidecar, if something does.
+    pub exposure: Option<String>,
     /// The versions that its kubelet was asked to fetch.
     pub refresh: Option<String>,
     /// Its sidecar, while that runs.
@@ -112,10 +119,18 @@ impl Pod {
 impl From<core::v1::Pod> for Labelled {
     fn from(pod: core::v1::Pod) -> Self {
         let run = running(&pod);
-        let accesses = pod.spec.as_ref().map(sidecar::mounted).unwrap_or_default();
+        let spec = pod.spec.unwrap_or_default();
+        let mounted = sidecar::mounted(&spec);
+        if mounted.is_empty() {
+            return Self(Arc::new(Pod::from_metadata(pod.metadata)));
+        }
+        let proxied = mounted.iter().filter(|mounted| mounted.proxied);
         Self(Arc::new(Pod {
-            sidecar: run.filter(|_| !accesses.is_empty()),
-            accesses,
+            sidecar: run,
+            accesses: mounted.iter().map(|mounted| mounted.access.to_owned()).collect(),
+            proxied: proxied.map(|mounted| mounted.access.to_owned()).collect(),
+            environment: environment(&spec),
+            exposure: exposure(&spec),
             ..Pod::from_metadata(pod.metadata)
         }))
     }
@@ -125,6 +140,20 @@ impl From<PartialObjectMeta<core::v1::Pod>> for Unlabelled {
     fn from(pod: PartialObjectMeta<core::v1::Pod>) -> Self {
         Self(Arc::new(Pod::from_metadata(pod.metadata)))
     }
+}
+
+fn environment(spec: &core::v1::PodSpec) -> BTreeSet<String> {
+    let init = spec.init_containers.iter().flatten();
+    let mut names = BTreeSet::new();
+    for container in spec.containers.iter().chain(init) {
+        let variables = container.env.iter().flatten();
+        let single = variables.filter_map(|variable| variable.value_from.as_ref()?.secret_key_ref.as_ref());
+        names.extend(single.map(|reference| reference.name.clone()));
+        let whole = container.env_from.iter().flatten();
+        let whole = whole.filter_map(|source| source.secret_ref.as_ref());
+        names.extend(whole.map(|reference| reference.name.clone()));
+    }
+    names
 }
 
 fn running(pod: &core::v1::Pod) -> Option<Run> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use llmwarden_proto::access::Trigger;
@@ -29,6 +30,8 @@ pub struct ObservedSecret {
     pub uid: String,
     /// Its resource version.
     pub resource_version: String,
+    /// When it was created.
+    pub created: Option<Timestamp>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Its annotations, without those that can hold a copy of the data.
@@ -68,6 +71,7 @@ impl ObservedSecret {
             name: metadata.name.unwrap_or_default(),
             uid: metadata.uid.unwrap_or_default(),
             resource_version: metadata.resource_version.unwrap_or_default(),
+            created: metadata.creation_timestamp.map(|time| time.0),
             labels: metadata.labels.unwrap_or_default(),
             annotations,
             finalizers: metadata.finalizers.unwrap_or_default(),

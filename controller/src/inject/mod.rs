@@ -1,6 +1,7 @@
 //! Injection: what a pod gets that an access selects. `select` finds the accesses, `plan` makes the patch, both pure;
 //! `serve` answers the API server, from the index alone.
 
+mod env;
 pub mod obstacle;
 mod patch;
 pub mod plan;
@@ -66,6 +67,8 @@ impl SkipReason {
 mod fixtures;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod proxied;
 #[cfg(test)]
 mod snapshots;
 #[cfg(test)]

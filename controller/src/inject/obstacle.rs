@@ -43,16 +43,13 @@ pub enum Obstacle {
         /// The provider.
         provider: String,
     },
-    /// The pod must not hold the key, and the proxy that would is not there yet.
-    #[error(
-        "LLMAccess {access} wants the proxy (its own injection.proxy, or spec.proxy of LLMProvider {provider}), which is not \
-         available yet: remove that to have the key delivered directly"
-    )]
-    ProxyNotAvailable {
+    /// The pod must not hold the key, and the proxy that would can't be used for its provider.
+    #[error("LLMAccess {access} wants the proxy, which is not possible: {why}")]
+    ProxyUnsupported {
         /// The access.
         access: String,
-        /// The provider.
-        provider: String,
+        /// Why, and what to do.
+        why: String,
     },
     /// On the node's network, localhost is the node's.
     #[error("the pod has hostNetwork, where the sidecar's localhost would be the node's: remove hostNetwork")]
@@ -133,7 +130,7 @@ impl Obstacle {
             Self::NamespaceNotServed { .. } => "NamespaceNotServed",
             Self::SecretConflict { .. } => "SecretConflict",
             Self::ProviderMissing { .. } => "ProviderMissing",
-            Self::ProxyNotAvailable { .. } => "ProxyNotAvailable",
+            Self::ProxyUnsupported { .. } => "ProxyUnsupported",
             Self::HostNetwork => "HostNetwork",
             Self::Windows => "Windows",
             Self::ForeignContainer { .. } => "ForeignContainer",

@@ -1,19 +1,16 @@
 //! From a pod and what it is to get to the patch, or to what is in the way. Pure.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{
-    Container, EnvVar, EnvVarSource, EphemeralContainer, Pod, PodSpec, SecretKeySelector, Volume, VolumeMount,
-};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, Volume, VolumeMount};
 use kube::ResourceExt;
-use llmwarden_proto::access::EnvVar as WantedEnvVar;
 use llmwarden_proto::names;
 use serde_json::json;
 
+use super::env::variables;
 use super::patch::Draft;
-use super::select::{Selection, list};
-use super::sidecar::{self, Template};
+use super::select::{Choice, Selection, list};
+use super::sidecar::{self, Delivered, Template};
 use super::{Injected, Obstacle, Outcome, SkipReason};
 use crate::index::offer::Offer;
 
@@ -51,7 +48,7 @@ pub fn plan(pod: &Pod, selection: Selection, template: &Template) -> Outcome {
         mut left_out,
         ..
     } = selection;
-    let mut fitting: Vec<Arc<Offer>> = Vec::new();
+    let mut fitting: Vec<Choice> = Vec::new();
     for (number, offer) in accesses.into_iter().enumerate() {
         match fits(spec, &targets, &offer, &fitting) {
             Ok(()) => fitting.push(offer),
@@ -97,10 +94,11 @@ fn present_sidecar(spec: &PodSpec, selection: &Selection) -> Result<bool, Obstac
     };
     let delivered = sidecar::delivered(container).ok_or_else(foreign)?;
     let named = &selection.accesses[..selection.named];
-    if named
-        .iter()
-        .all(|offer| delivered.contains(&offer.access.as_str()))
-    {
+    if named.iter().all(|choice| {
+        delivered
+            .iter()
+            .any(|delivered| delivered.access == choice.access)
+    }) {
         Ok(true)
     } else {
         Err(foreign())
@@ -178,7 +176,7 @@ fn containers(spec: &PodSpec) -> impl Iterator<Item = (&'static str, usize, &Con
 }
 
 /// Whether an access's directory can be mounted in every target, beside the accesses before it.
-fn fits(spec: &PodSpec, targets: &[Target], offer: &Offer, before: &[Arc<Offer>]) -> Result<(), Obstacle> {
+fn fits(spec: &PodSpec, targets: &[Target], offer: &Offer, before: &[Choice]) -> Result<(), Obstacle> {
     let Some(volume) = &offer.injection.volume else {
         return Ok(());
     };
@@ -252,7 +250,7 @@ fn changes(
     pod: &Pod,
     spec: &PodSpec,
     targets: &[Target],
-    accesses: &[Arc<Offer>],
+    accesses: &[Choice],
     template: &Template,
 ) -> (Vec<json_patch::PatchOperation>, Vec<String>) {
     let mut draft = Draft::default();
@@ -263,8 +261,14 @@ fn changes(
         }
         _ => draft.set(&["metadata", "labels"], json!({ names::INJECTED_LABEL: "true" })),
     }
-    let names = access_names(accesses);
-    let volumes = sidecar::volumes(&names, template);
+    let delivered: Vec<Delivered> = accesses
+        .iter()
+        .map(|choice| Delivered {
+            access: &choice.access,
+            proxied: choice.proxy.is_some(),
+        })
+        .collect();
+    let volumes = sidecar::volumes(&delivered, template);
     draft.append(&["spec", "volumes"], all(spec.volumes.as_ref()), &volumes);
 
     let mut more = vec![sidecar::delivery_mount()];
@@ -289,90 +293,31 @@ fn changes(
         }
         draft.append(&at("env"), present, &variables.added);
     }
+    if let Some(exposed) = exposure(spec).filter(|_| delivered.iter().any(|delivered| delivered.proxied)) {
+        warnings.insert(format!("{exposed}: the proxy does not keep the key from it"));
+    }
     // Last, as it moves the other init containers: the sidecar runs before any of them.
-    let sidecar = sidecar::container(pod, &names, template);
+    let sidecar = sidecar::container(pod, &delivered, template);
     let init = all(spec.init_containers.as_ref());
     draft.prepend(&["spec", "initContainers"], init, sidecar);
     (draft.0, warnings.into_iter().collect())
 }
 
-/// Changes of a container's environment.
-#[derive(Default)]
-struct Variables {
-    replaced: Vec<(usize, EnvVar)>,
-    added: Vec<EnvVar>,
+fn access_names(accesses: &[Choice]) -> Vec<&str> {
+    accesses.iter().map(|choice| choice.access.as_str()).collect()
 }
 
-fn variables(container: &Container, accesses: &[Arc<Offer>], warnings: &mut BTreeSet<String>) -> Variables {
-    let mut variables = Variables::default();
-    let mut given: BTreeSet<&str> = BTreeSet::new();
-    for offer in accesses {
-        for wanted in &offer.injection.env {
-            let name = &wanted.name;
-            if !given.insert(name) {
-                warnings.insert(format!(
-                    "{name} is wanted by more than one LLMAccess: the first one has it, not {}",
-                    offer.access
-                ));
-                continue;
-            }
-            let present: Vec<(usize, &EnvVar)> = all(container.env.as_ref())
-                .iter()
-                .enumerate()
-                .filter(|(_, variable)| variable.name == *name)
-                .collect();
-            let variable = variable(wanted, &offer.secret_name);
-            // Of several with one name, the last one counts.
-            let Some((_, last)) = present.last() else {
-                variables.added.push(variable);
-                continue;
-            };
-            if !points_at(last, &offer.secret_name) {
-                warnings.insert(format!(
-                    "container {} sets {name} itself, so LLMAccess {} does not",
-                    container.name, offer.access
-                ));
-            }
-            let ours = present.iter().filter(|(_, present)| {
-                points_at(present, &offer.secret_name) && !same_key(present, &variable)
-            });
-            variables
-                .replaced
-                .extend(ours.map(|(number, _)| (*number, variable.clone())));
-        }
+/// What lets the agent's containers into the sidecar, if something does.
+pub fn exposure(spec: &PodSpec) -> Option<String> {
+    if spec.share_process_namespace == Some(true) {
+        return Some("the pod has shareProcessNamespace".to_owned());
     }
-    variables
-}
-
-fn variable(wanted: &WantedEnvVar, secret: &str) -> EnvVar {
-    EnvVar {
-        name: wanted.name.clone(),
-        value: None,
-        value_from: Some(EnvVarSource {
-            secret_key_ref: Some(SecretKeySelector {
-                name: secret.to_owned(),
-                key: wanted.secret_key.clone(),
-                optional: None,
-            }),
-            ..EnvVarSource::default()
-        }),
-    }
-}
-
-fn secret_key(variable: &EnvVar) -> Option<&SecretKeySelector> {
-    variable.value_from.as_ref()?.secret_key_ref.as_ref()
-}
-
-fn points_at(variable: &EnvVar, secret: &str) -> bool {
-    secret_key(variable).is_some_and(|reference| reference.name == secret)
-}
-
-fn same_key(one: &EnvVar, other: &EnvVar) -> bool {
-    secret_key(one).map(|reference| &reference.key) == secret_key(other).map(|reference| &reference.key)
-}
-
-fn access_names(accesses: &[Arc<Offer>]) -> Vec<&str> {
-    accesses.iter().map(|offer| offer.access.as_str()).collect()
+    let privileged = |container: &&Container| {
+        let security = container.security_context.as_ref();
+        security.is_some_and(|security| security.privileged == Some(true))
+    };
+    let (_, _, container) = containers(spec).find(|(_, _, container)| privileged(container))?;
+    Some(format!("container {} is privileged", container.name))
 }
 
 fn mounts(container: &Container) -> &[VolumeMount] {

@@ -20,6 +20,7 @@ fn index() -> Index {
         json!({ "injection": { "env": env("B_KEY"), "volume": volume } }),
     );
     add_access(&mut index, "all", json!({ "workloadSelector": {} }));
+    add_access(&mut index, "proxied", json!({ "injection": { "proxy": {} } }));
     index
 }
 
@@ -58,7 +59,14 @@ fn any_pod() -> impl Strategy<Value = Value> {
         option::of(Just(json!([{ "name": "v", "emptyDir": {} }]))),
     );
     let labels = option::of(Just(json!({ "app": "x" })));
-    let accesses = prop_oneof![Just("a"), Just("b.c"), Just("a,b.c"), Just("b.c,a"), Just("")];
+    let accesses = prop_oneof![
+        Just("a"),
+        Just("b.c"),
+        Just("a,b.c"),
+        Just("b.c,a"),
+        Just("proxied,a"),
+        Just("")
+    ];
     (lists, labels, accesses).prop_map(|((main, init, volumes), labels, accesses)| {
         let mut pod = annotated(accesses, json!({ "containers": main }));
         if let Some(init) = init {

@@ -1,13 +1,14 @@
 //! Which accesses a pod gets, and what is in the way of some of them.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::core::SelectorExt;
 use llmwarden_proto::names;
-use llmwarden_proto::provider::ProxyPolicy;
+use llmwarden_proto::profile::{SdkEnv, base_path};
 
 use super::{Obstacle, Outcome, SkipReason};
 use crate::index::Index;
@@ -20,13 +21,39 @@ const KAGENT_AGENT_LABEL: &str = "kagent";
 /// The label that such a pod counts as having too: what people expect it to be called.
 const VIRTUAL_AGENT_LABEL: &str = "kagent.dev/agent";
 
+/// An access that a pod gets, and how.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// What the access offers.
+    pub offer: Arc<Offer>,
+    /// What the containers need to go through the proxy; `None` when they get the key itself.
+    pub proxy: Option<Proxied>,
+}
+
+/// What SDKs need to know to go through the proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proxied {
+    /// The variables that they read.
+    pub env: SdkEnv,
+    /// The base URL for them.
+    pub base_url: String,
+}
+
+impl Deref for Choice {
+    type Target = Offer;
+
+    fn deref(&self) -> &Offer {
+        &self.offer
+    }
+}
+
 /// What a pod is to get.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
     /// Whether it was asked for by name: then what can't be done is refused, and left undone otherwise.
     pub by_name: bool,
     /// The accesses: those named, in that order, then those that select the pod, by name.
-    pub accesses: Vec<Arc<Offer>>,
+    pub accesses: Vec<Choice>,
     /// How many of them are named.
     pub named: usize,
     /// Accesses that select the pod, and what is in the way of them.
@@ -97,7 +124,7 @@ pub fn select(pod: &Pod, namespace: &str, scope: &Scope, index: &Index) -> Resul
             continue;
         }
         match usable(namespace, offer, scope, index) {
-            Ok(()) => selection.accesses.push(Arc::clone(offer)),
+            Ok(choice) => selection.accesses.push(choice),
             Err(obstacle) => selection.left_out.push(obstacle),
         }
     }
@@ -127,6 +154,13 @@ pub struct Identity {
     pub labels: BTreeMap<String, String>,
     /// Its own annotation that asks for injection.
     pub wish: Option<String>,
+}
+
+impl Identity {
+    /// Whether the pod is one that kagent made.
+    pub fn is_kagents(&self) -> bool {
+        kagent_agent(&self.labels).is_some()
+    }
 }
 
 /// Whether a pod is to get an access, whatever may be in the way of it.
@@ -202,7 +236,7 @@ fn named(
     whose: &str,
     scope: &Scope,
     index: &Index,
-) -> Result<Arc<Offer>, Obstacle> {
+) -> Result<Choice, Obstacle> {
     let Some(offer) = index.offer(namespace, access) else {
         return Err(Obstacle::AccessMissing {
             namespace: namespace.to_owned(),
@@ -210,11 +244,11 @@ fn named(
             whose: whose.to_owned(),
         });
     };
-    usable(namespace, offer, scope, index).map(|()| Arc::clone(offer))
+    usable(namespace, offer, scope, index)
 }
 
 /// Whether an access may be injected. It need not be ready: the sidecar waits for the key.
-fn usable(namespace: &str, offer: &Offer, scope: &Scope, index: &Index) -> Result<(), Obstacle> {
+fn usable(namespace: &str, offer: &Arc<Offer>, scope: &Scope, index: &Index) -> Result<Choice, Obstacle> {
     if !scope.serves(namespace) {
         return Err(Obstacle::NamespaceNotServed {
             namespace: namespace.to_owned(),
@@ -238,12 +272,22 @@ fn usable(namespace: &str, offer: &Offer, scope: &Scope, index: &Index) -> Resul
             provider: provider(),
         });
     };
-    // The one place to change when the proxy is there: without it, such a pod would hold the live key.
-    if offer.injection.proxy.is_some() || declared.spec.proxy == ProxyPolicy::Required {
-        return Err(Obstacle::ProxyNotAvailable {
-            access: access(),
-            provider: provider(),
+    let mut proxy = None;
+    if declared.spec.is_proxied(&offer.injection) {
+        if let Some(why) = declared.spec.proxy_hindrance() {
+            return Err(Obstacle::ProxyUnsupported {
+                access: access(),
+                why,
+            });
+        }
+        let path = declared.spec.base_url().map_or("", base_path);
+        proxy = Some(Proxied {
+            env: declared.spec.provider.sdk_env(),
+            base_url: names::proxy_url(&offer.access, path),
         });
     }
-    Ok(())
+    Ok(Choice {
+        offer: Arc::clone(offer),
+        proxy,
+    })
 }

@@ -15,6 +15,9 @@ const TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const NO_TOKEN_VOLUME: &str = "llmwarden-no-token";
 /// What the name of a companion's volume begins with. Names of accesses don't fit: they may have dots and 63 characters.
 const SOURCE_VOLUME: &str = "llmwarden-source-";
+/// The flags that say which accesses there are, and which of them are in proxy mode.
+const SOURCE: &str = "--source";
+const PROXY: &str = "--proxy";
 /// The program, in the image: it has no search path.
 const PROGRAM: &str = "/llmwarden-sidecar";
 /// Readable by any user: the sidecar may run as whoever the pod runs as.
@@ -35,14 +38,31 @@ pub struct Template {
     pub volume_size: Quantity,
 }
 
+/// An access that a sidecar delivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivered<'a> {
+    /// Its name.
+    pub access: &'a str,
+    /// Whether its key stays in the sidecar.
+    pub proxied: bool,
+}
+
 /// The sidecar's arguments for these accesses.
-fn arguments(accesses: &[&str]) -> Vec<String> {
+fn arguments(accesses: &[Delivered]) -> Vec<String> {
     let mut arguments = vec!["--dir".to_owned(), names::DELIVERY_DIR.to_owned()];
-    for access in accesses {
-        arguments.push("--source".to_owned());
-        arguments.push(format!("{access}={}", source_dir(access)));
+    for Delivered { access, .. } in accesses {
+        arguments.extend([SOURCE.to_owned(), format!("{access}={}", source_dir(access))]);
+    }
+    for Delivered { access, .. } in accesses.iter().filter(|access| access.proxied) {
+        arguments.extend([PROXY.to_owned(), (*access).to_owned()]);
     }
     arguments
+}
+
+/// The values that arguments give a flag.
+fn values<'a>(arguments: &'a [String], flag: &str) -> impl Iterator<Item = &'a str> {
+    let pairs = arguments.windows(2).filter(move |pair| pair[0] == flag);
+    pairs.map(|pair| pair[1].as_str())
 }
 
 fn source_dir(access: &str) -> String {
@@ -51,58 +71,58 @@ fn source_dir(access: &str) -> String {
 
 /// The accesses that a container delivers, if it is the sidecar: known by its name, its kind and its arguments. (Others
 /// rewrite images and resources.)
-pub fn delivered(container: &Container) -> Option<Vec<&str>> {
-    if container.name != names::SIDECAR || container.restart_policy.as_deref() != Some("Always") {
+pub fn delivered(container: &Container) -> Option<Vec<Delivered<'_>>> {
+    if !is_sidecar(container) {
         return None;
     }
     let given = container.args.as_deref().unwrap_or_default();
-    let accesses: Vec<&str> = given
-        .iter()
-        .filter_map(|argument| argument.split_once('=').map(|(access, _)| access))
+    let proxied: Vec<&str> = values(given, PROXY).collect();
+    let accesses: Vec<_> = values(given, SOURCE)
+        .filter_map(|source| source.split_once('='))
+        .map(|(access, _)| Delivered {
+            access,
+            proxied: proxied.contains(&access),
+        })
         .collect();
     (!accesses.is_empty() && given == arguments(&accesses)).then_some(accesses)
 }
 
 /// The accesses whose companions a pod's sidecar mounts: by its structure too, but whatever else an earlier or a later version
 /// gave it, since pods outlive controllers.
-pub fn mounted(spec: &PodSpec) -> Vec<String> {
-    let is_sidecar = |container: &&Container| {
-        container.name == names::SIDECAR && container.restart_policy.as_deref() == Some("Always")
-    };
-    let Some(sidecar) = spec.init_containers.iter().flatten().find(is_sidecar) else {
+pub fn mounted(spec: &PodSpec) -> Vec<Delivered<'_>> {
+    let Some(sidecar) = spec.init_containers.iter().flatten().find(|c| is_sidecar(c)) else {
         return Vec::new();
     };
     let companion_at = |dir: &str| {
-        let mount = sidecar
-            .volume_mounts
-            .iter()
-            .flatten()
-            .find(|mount| mount.mount_path == dir)?;
-        let volume = spec
-            .volumes
-            .iter()
-            .flatten()
-            .find(|volume| volume.name == mount.name)?;
+        let mut mounts = sidecar.volume_mounts.iter().flatten();
+        let mount = mounts.find(|mount| mount.mount_path == dir)?;
+        let mut volumes = spec.volumes.iter().flatten();
+        let volume = volumes.find(|volume| volume.name == mount.name)?;
         volume.secret.as_ref()?.secret_name.as_deref()
     };
-    let arguments = sidecar.args.as_deref().unwrap_or_default();
-    arguments
-        .windows(2)
-        .filter(|pair| pair[0] == "--source")
-        .filter_map(|pair| pair[1].split_once('='))
+    let given = sidecar.args.as_deref().unwrap_or_default();
+    values(given, SOURCE)
+        .filter_map(|source| source.split_once('='))
         .filter(|(access, dir)| companion_at(dir) == Some(names::companion(access).as_str()))
-        .map(|(access, _)| access.to_owned())
+        .map(|(access, _)| Delivered {
+            access,
+            proxied: values(given, PROXY).any(|proxied| proxied == access),
+        })
         .collect()
 }
 
+fn is_sidecar(container: &Container) -> bool {
+    container.name == names::SIDECAR && container.restart_policy.as_deref() == Some("Always")
+}
+
 /// The container: a native sidecar, valid under the `restricted` standard.
-pub fn container(pod: &Pod, accesses: &[&str], template: &Template) -> Container {
+pub fn container(pod: &Pod, accesses: &[Delivered], template: &Template) -> Container {
     let mut mounts = vec![
         mount(names::SIDECAR, names::DELIVERY_DIR, false),
         mount(NO_TOKEN_VOLUME, TOKEN_DIR, true),
     ];
     for (number, access) in accesses.iter().enumerate() {
-        mounts.push(mount(&source_volume(number), &source_dir(access), true));
+        mounts.push(mount(&source_volume(number), &source_dir(access.access), true));
     }
     Container {
         name: names::SIDECAR.to_owned(),
@@ -158,7 +178,7 @@ fn runs_as_root(pod: &Pod) -> bool {
 }
 
 /// The volumes: the one that is shared, the companions, and the empty one in place of the service account's token.
-pub fn volumes(accesses: &[&str], template: &Template) -> Vec<Volume> {
+pub fn volumes(accesses: &[Delivered], template: &Template) -> Vec<Volume> {
     let mut volumes = vec![
         Volume {
             name: names::SIDECAR.to_owned(),
@@ -181,7 +201,7 @@ pub fn volumes(accesses: &[&str], template: &Template) -> Vec<Volume> {
         volumes.push(Volume {
             name: source_volume(number),
             secret: Some(SecretVolumeSource {
-                secret_name: Some(names::companion(access)),
+                secret_name: Some(names::companion(access.access)),
                 default_mode: Some(SOURCE_MODE),
                 // A required one that is missing would hold the pod up for long after it appears, and one that is deleted
                 // would stay in running pods.

@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 /// The guide's two accesses, for every Agent that there are requests of.
 fn guide() -> Index {
     let mut index = world();
+    add_provider(&mut index, "openai", json!({ "provider": "openai" }));
     let env = |name: &str| json!([{ "name": name, "secretKey": "apiKey" }]);
     let for_agents = |agents: &[&str]| json!({ "matchExpressions": [{ "key": "kagent.dev/agent", "operator": "In", "values": agents }] });
     add_access(
@@ -31,6 +32,7 @@ fn guide() -> Index {
         &mut index,
         "agent-openai",
         json!({
+            "providerRef": { "name": "openai" },
             "secretName": "kagent-openai",
             "workloadSelector": for_agents(&["code-review-agent", "byo-agent"]),
             "injection": { "env": env("OPENAI_API_KEY"), "volume": { "mountPath": "/etc/openai" } },
@@ -39,8 +41,20 @@ fn guide() -> Index {
     index
 }
 
+/// The same accesses, of providers that require the proxy.
+fn guide_with_proxy() -> Index {
+    let mut index = guide();
+    add_provider(&mut index, "anthropic", json!({ "proxy": "Required" }));
+    add_provider(
+        &mut index,
+        "openai",
+        json!({ "provider": "openai", "proxy": "Required" }),
+    );
+    index
+}
+
 /// The patch that the webhook answers a request with, from request to answer.
-fn answer(review: &Path) -> Vec<PatchOperation> {
+fn answer(review: &Path, guide: fn() -> Index) -> Vec<PatchOperation> {
     let text = std::fs::read_to_string(review).expect("readable");
     let review: Value = serde_saphyr::from_str(&text).expect("YAML");
     let index = SharedIndex::default();
@@ -70,7 +84,7 @@ fn answer(review: &Path) -> Vec<PatchOperation> {
 #[test]
 fn a_pod_of_kagents_shape() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/inject/fixtures");
-    let operations = answer(&fixtures.join("agent.yaml"));
+    let operations = answer(&fixtures.join("agent.yaml"), guide);
     insta::assert_json_snapshot!(operations);
 }
 
@@ -87,7 +101,10 @@ fn the_pods_that_kagent_made() {
         "featureful-agent",
     ] {
         let review = shared.join(format!("kagent-pods/admissionreview-pod-{agent}.yaml"));
-        let operations = answer(&review);
-        insta::assert_json_snapshot!(agent, operations);
+        insta::assert_json_snapshot!(agent, answer(&review, guide));
+        insta::assert_json_snapshot!(
+            format!("{agent}-in-proxy-mode"),
+            answer(&review, guide_with_proxy)
+        );
     }
 }

@@ -293,19 +293,26 @@ fn what_is_asked_for_by_name_is_refused_and_what_is_selected_skipped() {
             "LLMProvider gone",
         ),
         (
-            "ProxyNotAvailable",
+            "ProxyUnsupported",
             json!({}),
             &|index| {
+                add_provider(
+                    index,
+                    "anthropic",
+                    json!({ "provider": "azure-openai", "proxy": "Required" }),
+                );
+            },
+            "set spec.endpoint.baseURL",
+        ),
+        (
+            "ProxyUnsupported",
+            json!({}),
+            &|index| {
+                add_provider(index, "anthropic", json!({ "provider": "aws-bedrock" }));
                 let spec = json!({ "injection": { "proxy": {} }, "workloadSelector": {} });
                 add_access(index, "a", spec);
             },
-            "not available yet",
-        ),
-        (
-            "ProxyNotAvailable",
-            json!({}),
-            &|index| add_provider(index, "anthropic", json!({ "proxy": "Required" })),
-            "spec.proxy of LLMProvider anthropic",
+            "the SDKs of aws-bedrock insist on https",
         ),
     ];
     for (reason, spec, change, text) in cases {

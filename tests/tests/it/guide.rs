@@ -108,7 +108,7 @@ async fn the_examples_are_valid_for_kagent() {
             })
             .await;
         }
-        for directory in ["single", "multi-model"] {
+        for directory in ["single", "multi-model", "proxy"] {
             let path = examples(directory);
             let path = path.to_str().unwrap();
             kubectl(&installation, &["apply", "--validate=strict", "-f", path]).await;

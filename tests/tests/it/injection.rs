@@ -210,9 +210,6 @@ async fn an_agents_own_annotation_counts_once_kagent_is_there() {
 async fn who_names_what_is_not_there_is_told_so() {
     let installation = shared().await;
     let tenant = tenant(&installation).await;
-    tenant
-        .create_access("proxied", json!({ "injection": { "proxy": {} } }))
-        .await;
     // Before the access: what is there first is somebody else's.
     let taken = object(json!({ "metadata": { "name": "taken" }, "stringData": { "k": "v" } }));
     create(&tenant.secrets(), &taken).await;
@@ -221,7 +218,7 @@ async fn who_names_what_is_not_there_is_told_so() {
         .await;
     tenant.create_access("good", json!({})).await;
     tenant.await_refusal("conflict", Reason::SecretConflict).await;
-    await_known(&installation, &tenant, "good,proxied").await;
+    await_known(&installation, &tenant, "good").await;
     let file = installation.work_dir().join("denied.yaml");
     for (accesses, host_network, expected) in [
         (
@@ -234,7 +231,6 @@ async fn who_names_what_is_not_there_is_told_so() {
             false,
             "LLMAccess conflict is in conflict, Secret taken is not its own: kubectl describe llmaccess conflict",
         ),
-        ("proxied", false, "LLMAccess proxied wants the proxy"),
         ("good", true, "the pod has hostNetwork"),
     ] {
         let mut denied = pod("denied", annotated(accesses));

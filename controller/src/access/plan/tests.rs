@@ -9,9 +9,7 @@ use serde_json::json;
 
 use super::world::{GRACE, World, parse, settings};
 use super::*;
-use crate::access::pods::Pods;
 use crate::index::NamespaceLabels;
-use crate::index::pod::Told;
 
 /// What changes for an access that was provisioned, and what has to come of it.
 struct Case {
@@ -577,99 +575,4 @@ fn a_key_that_is_held_back_grows_old_and_is_missed_when_it_is_missing() {
     world.remove_secret("agent-key");
     world.settle();
     assert_eq!(provisioned(&world).as_deref(), Some("False"));
-}
-
-fn told(version: i64, lacking: &[&str]) -> Told {
-    let version = u64::try_from(version).ok();
-    Told {
-        state: "active".to_owned(),
-        version,
-        file_version: version,
-        lacking: lacking.iter().map(ToString::to_string).collect(),
-    }
-}
-
-#[test]
-fn the_status_counts_the_pods_and_names_those_that_need_something() {
-    type Change = fn(&mut World, i64);
-    type Expected<'a> = (&'a str, &'a [Reason], Option<(i64, i64)>);
-    let cases: [(&str, Change, Expected); 6] = [
-        ("none", |_, _| {}, ("NoPodMatched", &[], None)),
-        (
-            "some that have it, and some that do not yet",
-            |world, version| {
-                let all = [
-                    ("a", Some(told(version, &[]))),
-                    ("b", Some(told(version - 1, &[]))),
-                    ("c", None),
-                ];
-                world.pods.injected = all.map(|(pod, told)| (pod.to_owned(), told)).into();
-            },
-            ("PodsInjected", &[], Some((1, 3))),
-        ),
-        (
-            "one without the sidecar",
-            |world, _| world.pods.missing = vec!["slipped".to_owned()],
-            ("PodsMissingInjection", &[Reason::PodsMissingInjection], None),
-        ),
-        (
-            "an old sidecar",
-            |world, version| {
-                world.pods.injected = vec![("old".to_owned(), Some(told(version, &["telepathy"])))];
-            },
-            ("PodsInjected", &[Reason::SidecarLacksFeatures], Some((1, 1))),
-        ),
-        (
-            "one that holds a key that is gone",
-            |world, version| {
-                world.labels.clear();
-                world.settle();
-                world.now += GRACE;
-                world.settle();
-                world.pods.injected = vec![("a".to_owned(), Some(told(version, &[])))];
-            },
-            ("PodsInjected", &[], Some((0, 1))),
-        ),
-        (
-            "an access that never had a key",
-            |world, version| {
-                *world = World::new();
-                world.master = None;
-                world.settle();
-                world.pods.injected = vec![("a".to_owned(), Some(told(version, &[])))];
-            },
-            ("PodsInjected", &[], Some((0, 1))),
-        ),
-    ];
-    for (name, change, (ready, events, count)) in cases {
-        let mut world = World::settled();
-        let version = world.status().credential_version.expect("a version");
-        change(&mut world, version);
-        assert_eq!(world.settle(), events, "{name}");
-        let status = world.status();
-        let reason = conditions::find(&status.conditions, ConditionType::InjectionReady);
-        assert_eq!(reason.expect("a condition").reason, ready, "{name}");
-        let pods = status
-            .rotation
-            .map(|rotation| (rotation.pods.delivered, rotation.pods.total));
-        assert_eq!(pods, count, "{name}");
-        let outdated = conditions::find(&status.conditions, ConditionType::SidecarOutdated);
-        assert_eq!(
-            outdated.is_some(),
-            events.contains(&Reason::SidecarLacksFeatures),
-            "{name}"
-        );
-
-        world.pods = Pods::default();
-        world.settle();
-        let status = world.status();
-        assert!(conditions::is(
-            &status.conditions,
-            ConditionType::InjectionReady,
-            Truth::False,
-            Reason::NoPodMatched
-        ));
-        assert!(conditions::find(&status.conditions, ConditionType::SidecarOutdated).is_none());
-        assert_eq!(status.rotation, None);
-    }
 }

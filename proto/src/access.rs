@@ -224,6 +224,7 @@ pub struct HistoryEntry {
     /// When it was made.
     pub time: Time,
     /// Why it was made.
+    #[schemars(with = "String")]
     pub trigger: Trigger,
     /// Tells keys apart without telling anything about them; absent when there is no key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -234,7 +235,7 @@ pub struct HistoryEntry {
 }
 
 /// Why a version was made.
-#[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Trigger {
     /// The first key, or the first after a withdrawal.
     Provisioned,
@@ -246,4 +247,7 @@ pub enum Trigger {
     Restored,
     /// The access is no longer allowed.
     Withdrawn,
+    /// What a later version came up with, before this one came back.
+    #[serde(untagged)]
+    Other(String),
 }

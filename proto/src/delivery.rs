@@ -125,6 +125,10 @@ pub enum ParseError {
 /// The largest key that is delivered, in bytes: far over any provider's, under what a Secret can hold.
 pub const MAX_KEY_BYTES: usize = 64 * 1024;
 
+/// The largest version: all numbers up to it are exact for every reader of JSON, and the clock is far from it. What says that it is
+/// newer was never written by a controller, and to follow it would leave no versions.
+pub const MAX_VERSION: u64 = (1 << 53) - 1;
+
 impl Companion {
     /// Reads a companion's data: `get` returns the bytes under a data name.
     pub fn parse<B: AsRef<[u8]>>(get: impl Fn(&str) -> Option<B>) -> Result<Self, ParseError> {
@@ -156,7 +160,7 @@ fn key_of(bytes: &[u8]) -> Result<SecretString, ParseError> {
 
 impl Delivery {
     /// Reads a document, and names the fields that it has to do without.
-    fn read(document: &[u8]) -> Result<(Self, Vec<&'static str>), ParseError> {
+    pub fn read(document: &[u8]) -> Result<(Self, Vec<&'static str>), ParseError> {
         // Bytes that are no text may stand in what this version does not read.
         let all = serde_json::from_str(&String::from_utf8_lossy(document))
             // The position says where to look; serde's own text may quote the data.
@@ -166,7 +170,8 @@ impl Delivery {
             unreadable: Vec::new(),
         };
         let decisive = |name: &str| ParseError::Malformed(format!("`{name}`"));
-        let version = fields.take("version").ok_or_else(|| decisive("version"))?;
+        let version = fields.take("version").filter(|version| *version <= MAX_VERSION);
+        let version = version.ok_or_else(|| decisive("version"))?;
         let delivery = Self {
             version,
             state: fields.take("state").ok_or_else(|| decisive("state"))?,

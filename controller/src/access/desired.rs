@@ -172,7 +172,7 @@ impl DesiredSecret {
 
     /// With a note on why its version was made.
     #[must_use]
-    pub fn caused_by(mut self, cause: Trigger) -> Self {
+    pub fn caused_by(mut self, cause: &Trigger) -> Self {
         self.annotations
             .insert(names::CAUSE_ANNOTATION.to_owned(), format!("{cause:?}"));
         self

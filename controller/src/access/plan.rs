@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use llmwarden_proto::access::{LLMAccessStatus, Trigger};
-use llmwarden_proto::delivery::{State, next_version};
+use llmwarden_proto::delivery::{MAX_VERSION, State, next_version};
 use llmwarden_proto::names;
 use llmwarden_proto::provider::{LLMProvider, whole_seconds};
 use llmwarden_proto::reason::{ConditionType, Reason};
@@ -185,7 +185,14 @@ fn provision(seen: &Observation, provider: &LLMProvider, grant: &Grant, settings
     };
     let trigger = status::record_delivery(&mut plan.status, &old, &delivered);
     let companion = render(stamp);
-    ensure(seen, &companion_name, companion, trigger, grant, &mut plan.writes);
+    ensure(
+        seen,
+        &companion_name,
+        companion,
+        trigger.as_ref(),
+        grant,
+        &mut plan.writes,
+    );
 
     let keep = BTreeSet::from([access.spec.secret_name.as_str(), companion_name.as_str()]);
     let mut leftovers = remove_others(seen, &keep, &mut plan.writes);
@@ -204,8 +211,11 @@ fn provision(seen: &Observation, provider: &LLMProvider, grant: &Grant, settings
             format!("Secret {name} was taken over, as its annotation asked"),
         ));
     }
-    plan.events
-        .extend(trigger.map(|trigger| status::delivery_event(trigger, access)));
+    plan.events.extend(
+        trigger
+            .as_ref()
+            .map(|trigger| status::delivery_event(trigger, access)),
+    );
     if trigger.is_none() && restored_application {
         let text = format!(
             "Secret {} is as it was before it was edited or deleted",
@@ -369,8 +379,6 @@ fn next_stamp(seen: &Observation) -> (u64, Timestamp) {
         .get(&seen.access.companion_name())
         .and_then(|c| c.delivery())
         .map(|d| d.version);
-    // What the API can't express as an integer never was a version of ours.
-    let written = written.filter(|version| i64::try_from(*version).is_ok_and(|v| v < i64::MAX));
     let issued_at = Timestamp::from_millisecond(seen.now.as_millisecond()).unwrap_or(seen.now);
     (
         next_version(recorded_version(seen).max(written), seen.now),
@@ -381,7 +389,10 @@ fn next_stamp(seen: &Observation) -> (u64, Timestamp) {
 /// The version that the status speaks of.
 fn recorded_version(seen: &Observation) -> Option<u64> {
     let recorded = seen.access.status.as_ref()?.credential_version?;
-    u64::try_from(recorded).ok()
+    // What is larger was taken over from a stranger's companion, by a controller that took any.
+    u64::try_from(recorded)
+        .ok()
+        .filter(|version| *version <= MAX_VERSION)
 }
 
 /// Whether the companion holds the key and the version that the status speaks of: then a difference is a change of
@@ -398,7 +409,7 @@ fn ensure(
     seen: &Observation,
     name: &str,
     data: Data,
-    cause: Option<Trigger>,
+    cause: Option<&Trigger>,
     grant: &Grant,
     writes: &mut Vec<Write>,
 ) -> bool {

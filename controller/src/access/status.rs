@@ -62,7 +62,7 @@ pub fn record_delivery(
         HistoryEntry {
             version,
             time,
-            trigger,
+            trigger: trigger.clone(),
             key_id: Some(delivered.key_id.clone()),
             revoked_at: None,
         },
@@ -272,7 +272,7 @@ pub fn refused(seen: &Observation, refusal: &Refusal, message: &str, provisioned
 }
 
 /// What to tell of a delivery. Without its version, so that the events of many rotations are folded into one.
-pub fn delivery_event(trigger: Trigger, access: &LLMAccess) -> EventNote {
+pub fn delivery_event(trigger: &Trigger, access: &LLMAccess) -> EventNote {
     let secret = &access.spec.secret_name;
     match trigger {
         Trigger::Provisioned => EventNote::normal(
@@ -287,7 +287,7 @@ pub fn delivery_event(trigger: Trigger, access: &LLMAccess) -> EventNote {
             Reason::SettingsChanged,
             "the settings changed, the key did not: the companion holds the new settings",
         ),
-        Trigger::Restored | Trigger::Withdrawn => EventNote::normal(
+        Trigger::Restored | Trigger::Withdrawn | Trigger::Other(_) => EventNote::normal(
             Reason::Restored,
             "the companion was edited or deleted: it holds the same key again, as a new version",
         ),

@@ -146,7 +146,9 @@ impl From<Secret> for ObservedSecret {
         let data = secret.data.unwrap_or_default();
         let delivery = data
             .get(names::LIVE_JSON)
-            .and_then(|text| serde_json::from_slice(&text.0).ok());
+            .and_then(|text| Delivery::read(&text.0).ok())
+            // What can't be read in it is put right, as it differs from what should be there.
+            .map(|(delivery, _)| delivery);
         let content = Content {
             kind: secret.type_.unwrap_or_default(),
             immutable: secret.immutable.unwrap_or_default(),

@@ -112,7 +112,7 @@ async fn look(tenant: &Tenant) -> (Outcome, u64) {
         document,
         secret_ref: status.secret_ref.map(|secret| secret.name),
         models: status.provisioned_models,
-        newest: status.history.first().map(|newest| newest.trigger),
+        newest: status.history.first().map(|newest| newest.trigger.clone()),
         announced: status.withdraw_at.is_some(),
         requested,
         provider: provider_ready(tenant).await,
@@ -313,7 +313,7 @@ async fn assert_same_end(point: &Point, expected: &Outcome, (version, told): (u6
         let (mut outcome, version) = look(&point.tenant).await;
         if point.change == Change::RecreateCompanion && outcome.newest == Some(Trigger::Restored) {
             // Of one that was deleted nobody knows what it held: the same key comes back as a new version.
-            outcome.newest = expected.newest;
+            outcome.newest.clone_from(&expected.newest);
         }
         same(&outcome, expected).map(|()| version)
     })

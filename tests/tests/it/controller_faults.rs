@@ -82,7 +82,7 @@ async fn await_rotations(tenant: &Tenant, count: usize) {
     expected.push(Trigger::Provisioned);
     eventually(&format!("{count} rotations"), SOON, async || {
         let history = tenant.access("agent").await.status.unwrap().history;
-        let triggers: Vec<_> = history.iter().map(|entry| entry.trigger).collect();
+        let triggers: Vec<_> = history.iter().map(|entry| entry.trigger.clone()).collect();
         same(&triggers, &expected)
     })
     .await;

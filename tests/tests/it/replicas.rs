@@ -46,7 +46,7 @@ async fn rotate(tenant: &Tenant, key: &str, rotations: i32) {
 async fn assert_rotated_once_each(tenant: &Tenant, rotations: usize) {
     tenant.touch("agent").await;
     let history = tenant.access("agent").await.status.unwrap().history;
-    let triggers: Vec<_> = history.iter().map(|entry| entry.trigger).collect();
+    let triggers: Vec<_> = history.iter().map(|entry| entry.trigger.clone()).collect();
     let mut expected = vec![Trigger::MasterChanged; rotations];
     expected.push(Trigger::Provisioned);
     assert_eq!(triggers, expected);

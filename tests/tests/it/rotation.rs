@@ -103,7 +103,7 @@ async fn a_new_master_key_reaches_every_access() {
             panic!("{:?}", after.history)
         };
         assert_eq!(
-            [newest.trigger, first.trigger],
+            [newest.trigger.clone(), first.trigger.clone()],
             [Trigger::MasterChanged, Trigger::Provisioned]
         );
         assert_eq!(Some(newest.version), after.credential_version);

@@ -239,7 +239,11 @@ fn outcome(world: &World) -> impl PartialEq + std::fmt::Debug + use<> {
         .secrets
         .get("agent.llmwarden")
         .map(|_| world.document().state);
-    let newest = world.status().history.first().map(|newest| newest.trigger);
+    let newest = world
+        .status()
+        .history
+        .first()
+        .map(|newest| newest.trigger.clone());
     (secrets, conditions, state, newest)
 }
 
@@ -321,6 +325,35 @@ fn versions_grow_whatever_was_written_or_recorded() {
         change(&mut world, signed);
         world.settle();
         assert!(world.document().version > far, "{name}");
+    }
+}
+
+#[test]
+fn a_strangers_version_near_the_end_of_numbers_stops_no_rotation() {
+    for strange in [
+        MAX_VERSION + 1,
+        i64::MAX.unsigned_abs() - 1,
+        i64::MAX.unsigned_abs(),
+        u64::MAX,
+    ] {
+        let mut world = World::settled();
+        let mut document = world.document();
+        document.version = strange;
+        let data = world.secret("agent.llmwarden").data.as_mut().expect("data");
+        data.get_mut("live.json").expect("a document").0 = serde_json::to_vec(&document).expect("JSON");
+        if let Ok(recorded) = i64::try_from(strange) {
+            world.access.status.as_mut().expect("a status").credential_version = Some(recorded);
+        }
+        world.settle();
+        let restored = world.document().version;
+        assert!(restored <= MAX_VERSION, "{strange}");
+        world.set_key("sk-test-2");
+        world.settle();
+        assert_eq!(
+            world.value("agent.llmwarden", "apiKey").as_deref(),
+            Some("sk-test-2")
+        );
+        assert!(world.document().version > restored, "{strange}");
     }
 }
 
@@ -575,4 +608,19 @@ fn a_key_that_is_held_back_grows_old_and_is_missed_when_it_is_missing() {
     world.remove_secret("agent-key");
     world.settle();
     assert_eq!(provisioned(&world).as_deref(), Some("False"));
+}
+
+#[test]
+fn a_history_of_a_later_version_is_read_and_kept() {
+    let mut world = World::settled();
+    let mut status = serde_json::to_value(world.status()).expect("JSON");
+    status["history"][0]["trigger"] = json!("SomethingNew");
+    world.access.status = Some(parse(status));
+    world.settle();
+    let newest = &world.status().history[0];
+    assert_eq!(newest.trigger, Trigger::Other("SomethingNew".to_owned()));
+    assert_eq!(
+        serde_json::to_value(newest).expect("JSON")["trigger"],
+        json!("SomethingNew")
+    );
 }

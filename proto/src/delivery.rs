@@ -1,7 +1,7 @@
 //! The companion Secret, `<access>.llmwarden`: how a key travels from the controller to the sidecars.
 //!
-//! Its data are [`names::API_KEY`] (the live key), [`names::PLACEHOLDER`] (a constant that stands for the key in proxy
-//! mode) and [`names::LIVE_JSON`], a [`Delivery`]. Pods outlive controllers, so the document is only ever added to: a
+//! Its data are [`names::API_KEY`] (the live key), [`names::PREVIOUS_API_KEY`] (the one before, while both are valid),
+//! [`names::PLACEHOLDER`] (a constant that stands for the key in proxy mode) and [`names::LIVE_JSON`], a [`Delivery`]. Pods outlive controllers, so the document is only ever added to: a
 //! sidecar ignores fields it does not know, and always takes the key. Only `version`, `state` and the key itself decide;
 //! whatever else it can't read it does without, and says so.
 
@@ -72,15 +72,95 @@ pub struct Upstream {
     pub base_url: Option<String>,
     /// Header that carries the key.
     pub auth: AuthHeader,
+    /// PEM certificates that the provider's own is checked against, besides the public ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<String>,
     /// Models the access may use; empty means all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<String>,
+    /// What may be asked, and where the model stands; the first that matches counts. Without any, nothing may be asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
+    /// Fields of a body, besides `model`, that name further models to use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models_elsewhere: Vec<String>,
+    /// The form that errors have, so that the provider's SDKs understand ours too.
+    #[serde(default, skip_serializing_if = "ErrorShape::is_openai")]
+    pub errors: ErrorShape,
+    /// Answers that mean that the key is dead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dead_key: Vec<DeadKey>,
     /// Requests per minute, where the provider limits them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_minute: Option<u64>,
     /// Tokens per minute, where the provider limits them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_minute: Option<u64>,
+}
+
+/// Requests that are treated alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The method, or `*` for any.
+    pub method: String,
+    /// Pattern of the path below the provider's scheme and authority. `*` stands for any part of one segment, `{model}` for
+    /// the part that names the model, and a segment `**`, the first or the last, for any number of segments.
+    pub path: String,
+    /// Where the model stands.
+    pub model: ModelPlace,
+    /// Why it is denied, in words for whoever asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Where a request names its model, and so what becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ModelPlace {
+    /// In the field `model` of a JSON body.
+    Body,
+    /// In the path, where its pattern says `{model}`.
+    Path,
+    /// Nowhere: it uses no model.
+    None,
+    /// Where it is not read: denied to those who may not use all models.
+    Unread,
+    /// Denied to all: also what a later version came up with.
+    #[serde(other)]
+    Denied,
+}
+
+/// The form of a provider's error answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ErrorShape {
+    /// `{"type": "error", "error": {"type", "message"}}`.
+    Anthropic,
+    /// `{"error": {"code", "message", "status", "details"}}`.
+    Gemini,
+    /// `{"error": {"message", "type", "param", "code"}}`: also for what a later version came up with.
+    #[default]
+    #[serde(other)]
+    Openai,
+}
+
+impl ErrorShape {
+    // As serde calls it.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_openai(&self) -> bool {
+        *self == Self::Openai
+    }
+}
+
+/// An answer by which a provider says that the key is dead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadKey {
+    /// The answer's status.
+    pub status: u16,
+    /// Texts of which its body has one, in any case of letters; whatever it has, if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub any_of: Vec<String>,
 }
 
 /// What a sidecar makes of a companion's data.
@@ -90,10 +170,14 @@ pub struct Companion {
     pub delivery: Delivery,
     /// The document as it came, with all that this version does not know.
     pub document: Vec<u8>,
-    /// Fields of the document that this version knows and can't read in the form they have.
+    /// Fields of the document, and data beside it, that this version knows and can't read in the form they have.
     pub unreadable: Vec<&'static str>,
     /// The live key; absent when it was withdrawn.
     pub api_key: Option<SecretString>,
+    /// The key before this one, while both are valid.
+    pub previous_api_key: Option<SecretString>,
+    /// What stands for the key in proxy mode.
+    pub placeholder: Option<SecretString>,
 }
 
 /// Why a companion's data cannot be used. The last good key stays in use.
@@ -133,19 +217,31 @@ impl Companion {
     /// Reads a companion's data: `get` returns the bytes under a data name.
     pub fn parse<B: AsRef<[u8]>>(get: impl Fn(&str) -> Option<B>) -> Result<Self, ParseError> {
         let document = get(names::LIVE_JSON).ok_or(ParseError::NoDocument)?;
-        let (delivery, unreadable) = Delivery::read(document.as_ref())?;
-        let key = get(names::API_KEY).filter(|bytes| !bytes.as_ref().is_empty());
+        let (delivery, mut unreadable) = Delivery::read(document.as_ref())?;
+        let present = |name| get(name).filter(|bytes| !bytes.as_ref().is_empty());
+        let key = present(names::API_KEY);
         let api_key = match (&delivery.state, key) {
             (State::Withdrawn, _) => None,
             (State::Active | State::Other(_), Some(bytes)) => Some(key_of(bytes.as_ref())?),
             (State::Active, None) => return Err(ParseError::NoKey),
             (State::Other(_), None) => return Err(ParseError::UnknownState),
         };
+        let mut lenient = |name: &'static str| {
+            let read = key_of(present(name)?.as_ref());
+            if read.is_err() {
+                unreadable.push(name);
+            }
+            read.ok()
+        };
+        let placeholder = lenient(names::PLACEHOLDER);
+        let previous_api_key = api_key.as_ref().and_then(|_| lenient(names::PREVIOUS_API_KEY));
         Ok(Self {
             delivery,
             document: document.as_ref().to_vec(),
             unreadable,
             api_key,
+            previous_api_key,
+            placeholder,
         })
     }
 }
@@ -319,15 +415,57 @@ mod tests {
     }
 
     #[test]
+    fn of_what_a_later_version_came_up_with_nothing_is_allowed() {
+        let upstream = r#"{"provider":"p","auth":{"header":"authorization"},"errors":"xml",
+            "routes":[{"method":"POST","path":"/v1/chat","model":"body"},
+                      {"method":"POST","path":"/v1/scent","model":"in the air","reason":"r","weight":3}]}"#;
+        let document = format!(r#"{{"version":7,"state":"active","upstream":{upstream}}}"#);
+        let companion = parse(&[("live.json", document.as_bytes()), ("apiKey", b"sk-1")]).expect("parses");
+        assert!(companion.unreadable.is_empty());
+        let upstream = companion.delivery.upstream.expect("readable");
+        let places: Vec<_> = upstream.routes.iter().map(|route| route.model).collect();
+        assert_eq!(places, [ModelPlace::Body, ModelPlace::Denied]);
+        assert_eq!(upstream.errors, ErrorShape::Openai);
+    }
+
+    #[test]
+    fn the_previous_key_and_the_placeholder_are_done_without() {
+        let read = |previous: &[u8], placeholder: &[u8]| {
+            let companion = parse(&[
+                ("live.json", ACTIVE),
+                ("apiKey", b"sk-2"),
+                ("previousApiKey", previous),
+                ("placeholder", placeholder),
+            ])
+            .expect("parses");
+            let text = |value: Option<SecretString>| value.map(|value| value.expose_secret().to_owned());
+            assert_eq!(text(companion.api_key).as_deref(), Some("sk-2"));
+            (
+                text(companion.previous_api_key),
+                text(companion.placeholder),
+                companion.unreadable,
+            )
+        };
+        let both = (Some("sk-1".to_owned()), Some("sk-llmwarden-1".to_owned()), vec![]);
+        assert_eq!(read(b"sk-1", b"sk-llmwarden-1"), both);
+        assert_eq!(read(b"", b""), (None, None, vec![]));
+        let names = vec!["placeholder", "previousApiKey"];
+        assert_eq!(read(b"\xff", b"\xff"), (None, None, names.clone()));
+        let large = vec![b'k'; MAX_KEY_BYTES + 1];
+        assert_eq!(read(&large, &large), (None, None, names));
+    }
+
+    #[test]
     fn a_withdrawn_companion_needs_no_key() {
         let gone =
             br#"{"schema":1,"version":8,"state":"withdrawn","reason":"r","issuedAt":"2026-01-01T00:00:00Z"}"#;
-        assert!(
-            parse(&[("live.json", gone), ("apiKey", b"sk-1")])
-                .expect("parses")
-                .api_key
-                .is_none()
-        );
+        let companion = parse(&[
+            ("live.json", gone),
+            ("apiKey", b"sk-2"),
+            ("previousApiKey", b"sk-1"),
+        ])
+        .expect("parses");
+        assert!(companion.api_key.is_none() && companion.previous_api_key.is_none());
     }
 
     proptest! {

@@ -48,6 +48,8 @@ pub const INSTANCE_SECRET: &str = "llmwarden-instance";
 
 /// Data key under which the credential always stands, in the application's Secret and in the companion.
 pub const API_KEY: &str = "apiKey";
+/// Data key of the key before the live one in the companion, present while both are valid.
+pub const PREVIOUS_API_KEY: &str = "previousApiKey";
 /// Data key of the provider's base URL in the application's Secret, present when the provider overrides it.
 pub const BASE_URL: &str = "baseUrl";
 /// Data key of the delivery document in the companion ([`crate::delivery::Delivery`]).

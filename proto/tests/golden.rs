@@ -40,7 +40,13 @@ fn what_schema_1_wrote_is_read_and_written_as_it_was() {
     let names: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(
         names,
-        ["active.json", "proxied.json", "settings.json", "withdrawn.json"]
+        [
+            "active.json",
+            "proxied.json",
+            "routes.json",
+            "settings.json",
+            "withdrawn.json"
+        ]
     );
     for (name, text) in all {
         let companion = read(&text);
@@ -75,6 +81,7 @@ fn of_what_the_future_may_write_the_key_is_taken() {
         ("features.json", ""),
         ("fields.json", ""),
         ("forms.json", "schema issuedAt keys values upstream requires"),
+        ("routes.json", ""),
         ("state.json", ""),
     ];
     let expected = expected.map(|(name, unreadable)| (name.to_owned(), unreadable.to_owned()));

@@ -146,6 +146,7 @@ impl Held {
             document,
             unreadable,
             api_key,
+            ..
         } = companion;
         match api_key {
             Some(api_key) => {

@@ -65,8 +65,10 @@ pub fn active_companion(
     placeholder: &SecretString,
     (version, issued_at): (u64, Timestamp),
 ) -> Data {
+    let base_url = overridden_base_url(provider);
+    let upstream = provider.spec.provider.upstream(base_url);
     let endpoint = provider.spec.endpoint.as_ref();
-    let mut auth = provider.spec.provider.auth_header();
+    let mut auth = upstream.auth.clone();
     if let Some(endpoint) = endpoint {
         if let Some(header) = &endpoint.auth_header {
             // Another header does not inherit the scheme.
@@ -86,19 +88,19 @@ pub fn active_companion(
         reason: None,
         issued_at,
         keys: key_names(access).into_iter().collect(),
-        values: overridden_base_url(provider)
+        values: base_url
             .map(|url| (names::BASE_URL.to_owned(), url.to_owned()))
             .into_iter()
             .collect(),
         upstream: Some(Upstream {
-            provider: provider.spec.provider.as_str().to_owned(),
-            base_url: overridden_base_url(provider)
-                .or(provider.spec.provider.base_url())
-                .map(str::to_owned),
             auth,
+            ca_bundle: endpoint
+                .and_then(|endpoint| endpoint.ca_bundle.clone())
+                .filter(|bundle| !bundle.is_empty()),
             models: grant.models.clone(),
             requests_per_minute: limit(limits.requests_per_minute),
             tokens_per_minute: limit(limits.tokens_per_minute),
+            ..upstream
         }),
         requires: grant
             .proxied

@@ -1,6 +1,10 @@
 //! What is fixed per provider: header, base URL, and what its SDKs expect. Facts from the vendors' SDKs and API references.
 
+mod routes;
+
 use serde::{Deserialize, Serialize};
+
+use crate::delivery::{DeadKey, ErrorShape, Upstream};
 
 /// A provider kind, as `spec.provider` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -55,6 +59,19 @@ pub fn base_path(base_url: &str) -> &str {
 }
 
 impl ProviderKind {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Openai,
+        Self::Anthropic,
+        Self::AwsBedrock,
+        Self::AzureOpenai,
+        Self::GcpVertexai,
+        Self::Gemini,
+        Self::Openrouter,
+        Self::Litellm,
+        Self::Custom,
+    ];
+
     /// The name that `spec.provider` uses.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -120,4 +137,69 @@ impl ProviderKind {
         };
         SdkEnv { key, base_url }
     }
+
+    /// The form of its error answers.
+    pub const fn error_shape(self) -> ErrorShape {
+        match self {
+            Self::Anthropic => ErrorShape::Anthropic,
+            Self::Gemini | Self::GcpVertexai => ErrorShape::Gemini,
+            Self::Openai
+            | Self::AwsBedrock
+            | Self::AzureOpenai
+            | Self::Openrouter
+            | Self::Litellm
+            | Self::Custom => ErrorShape::Openai,
+        }
+    }
+
+    /// The answers by which it says that a key is dead. Others of the same status are about something else.
+    pub fn dead_key(self) -> Vec<DeadKey> {
+        let all: &[(u16, &[&str])] = match self {
+            Self::Openai => &[(401, &["invalid_api_key", "incorrect api key", "expired_api_key"])],
+            Self::Anthropic => &[(401, &["authentication_error"])],
+            Self::AzureOpenai => &[(401, &["invalid subscription key", "invalid_api_key"])],
+            Self::Gemini => &[
+                (400, &["API_KEY_INVALID"]),
+                (403, &["API key was reported as leaked"]),
+            ],
+            Self::Litellm => &[
+                (401, &["token_not_found_in_db", "expired_key", "auth_error"]),
+                (400, &["expired_key"]),
+            ],
+            Self::AwsBedrock => &[(403, &["make sure your api key is valid"])],
+            // We never ask without a key: all that is left is that it is not a good one.
+            Self::GcpVertexai | Self::Openrouter | Self::Custom => &[(401, &[])],
+        };
+        all.iter()
+            .map(|(status, any_of)| DeadKey {
+                status: *status,
+                any_of: any_of.iter().map(|text| (*text).to_owned()).collect(),
+            })
+            .collect()
+    }
+
+    /// How it is reached at this base URL, or at its own: all that is known of the provider, and no limits.
+    pub fn upstream(self, base_url: Option<&str>) -> Upstream {
+        let base_url = base_url.or(self.base_url());
+        Upstream {
+            provider: self.as_str().to_owned(),
+            base_url: base_url.map(str::to_owned),
+            auth: self.auth_header(),
+            ca_bundle: None,
+            models: Vec::new(),
+            routes: self.routes(base_url.map_or("", base_path)),
+            models_elsewhere: self
+                .models_elsewhere()
+                .iter()
+                .map(|field| (*field).to_owned())
+                .collect(),
+            errors: self.error_shape(),
+            dead_key: self.dead_key(),
+            requests_per_minute: None,
+            tokens_per_minute: None,
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -173,7 +173,7 @@ struct PerAccess {
     value: fn(&Health, Timestamp) -> Option<i64>,
 }
 
-const PER_ACCESS: [PerAccess; 4] = [
+const PER_ACCESS: [PerAccess; 6] = [
     PerAccess {
         name: "llmwarden_access_credential_version",
         help: "Version that the companion holds",
@@ -197,6 +197,18 @@ const PER_ACCESS: [PerAccess; 4] = [
         help: "Time until the key is withdrawn, of an access that is no longer allowed; negative afterwards",
         unit: Some(Unit::Seconds),
         value: |health, now| Some(health.withdraw_at?.as_second() - now.as_second()),
+    },
+    PerAccess {
+        name: "llmwarden_access_pods",
+        help: "Running pods with the sidecar for the access",
+        unit: None,
+        value: |health, _| Some(health.pods?.total),
+    },
+    PerAccess {
+        name: "llmwarden_access_pods_delivered",
+        help: "Those of them that have said that they deliver its version",
+        unit: None,
+        value: |health, _| Some(health.pods?.delivered),
     },
 ];
 

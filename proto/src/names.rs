@@ -33,6 +33,9 @@ pub const REFRESH_ANNOTATION: &str = "llmwarden.io/refresh";
 /// In place of a version, in [`REFRESH_ANNOTATION`]: there is no companion.
 pub const NO_VERSION: u64 = 0;
 
+/// Annotation that the webhook puts on a pod that an access selects and that is created without the sidecar: why.
+pub const SKIPPED_ANNOTATION: &str = "llmwarden.io/skipped";
+
 /// Name of the sidecar's container, and of the volume that it shares with the agent's containers.
 pub const SIDECAR: &str = "llmwarden";
 /// What the names of the sidecar's other volumes begin with.

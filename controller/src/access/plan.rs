@@ -98,6 +98,15 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Sets conditions of the status.
+    pub fn conditions(&mut self, seen: &Observation) -> conditions::Setter<'_> {
+        conditions::Setter {
+            conditions: &mut self.status.conditions,
+            generation: seen.access.metadata.generation,
+            now: seen.now,
+        }
+    }
+
     /// Looks again after this time, or earlier if that is planned already.
     pub fn look_again_in(&mut self, pause: Duration) {
         self.look_again = Some(self.look_again.map_or(pause, |planned| planned.min(pause)));
@@ -474,25 +483,22 @@ fn announce_recreation(seen: &Observation, names: &[&str]) -> Option<Plan> {
          get new keys",
         immutable.join(" and ")
     );
-    let mut status = old_status(seen);
+    let status = old_status(seen);
     let announced = conditions::find(&status.conditions, ConditionType::LiveRotation)
         .is_some_and(|condition| condition.message == message);
     if announced {
         return None;
     }
     let reason = Reason::ImmutableSecretRecreated;
-    conditions::Setter {
-        conditions: &mut status.conditions,
-        generation: seen.access.metadata.generation,
-        now: seen.now,
-    }
-    .set(ConditionType::LiveRotation, Truth::False, reason, message.clone());
-    Some(Plan {
+    let mut plan = Plan {
         status,
-        events: vec![EventNote::warning(reason, message)],
+        events: vec![EventNote::warning(reason, message.clone())],
         look_again: Some(Duration::ZERO),
         ..Plan::default()
-    })
+    };
+    plan.conditions(seen)
+        .set(ConditionType::LiveRotation, Truth::False, reason, message);
+    Some(plan)
 }
 
 fn old_status(seen: &Observation) -> LLMAccessStatus {

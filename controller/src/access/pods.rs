@@ -7,7 +7,7 @@ use llmwarden_proto::reason::{ConditionType, Reason};
 
 use super::observe::Observation;
 use super::plan::{EventNote, Plan};
-use crate::conditions::{self, Setter, Truth};
+use crate::conditions::{self, Truth};
 use crate::index::pod::Told;
 use crate::inject::select::Scope;
 
@@ -38,8 +38,8 @@ pub struct InjectedPod {
 pub struct Pods {
     /// Those with the sidecar for it.
     pub injected: Vec<InjectedPod>,
-    /// Those that are to have it and don't.
-    pub missing: Vec<String>,
+    /// Those that are to have it and don't, and why not, where that is known.
+    pub missing: Vec<(String, Option<String>)>,
 }
 
 /// Sets what holds for the pods of an access once the plan is carried out.
@@ -70,7 +70,7 @@ pub fn report(seen: &Observation, injects: Option<&Scope>, plan: &mut Plan) {
         .collect();
     let (kind, reason) = (ConditionType::SidecarOutdated, Reason::SidecarLacksFeatures);
     if outdated.is_empty() {
-        conditions(seen, plan).clear(kind);
+        plan.conditions(seen).clear(kind);
     } else {
         let message = format!(
             "the sidecar is older than what its companion asks for in {}: the key it delivers, but restart the pod for the \
@@ -82,12 +82,19 @@ pub fn report(seen: &Observation, injects: Option<&Scope>, plan: &mut Plan) {
 
     let kind = ConditionType::InjectionReady;
     if injects.is_none_or(|scope| scope.excludes(seen.namespace_name())) {
-        conditions(seen, plan).clear(kind);
+        plan.conditions(seen).clear(kind);
     } else if !missing.is_empty() {
+        let named: Vec<String> = missing
+            .iter()
+            .map(|(pod, why)| {
+                why.as_ref()
+                    .map_or_else(|| pod.clone(), |why| format!("{pod} ({why})"))
+            })
+            .collect();
         let message = format!(
             "the sidecar is missing in {}: restart what was there before the LLMAccess, or was created while the webhook was \
              down",
-            some(missing)
+            some(&named)
         );
         say(
             seen,
@@ -100,7 +107,8 @@ pub fn report(seen: &Observation, injects: Option<&Scope>, plan: &mut Plan) {
     } else if injected.is_empty() {
         let message = "no running pod asks for this LLMAccess: annotate one with llmwarden.io/inject, or set \
                        spec.workloadSelector";
-        conditions(seen, plan).set(kind, Truth::False, Reason::NoPodMatched, message);
+        plan.conditions(seen)
+            .set(kind, Truth::False, Reason::NoPodMatched, message);
     } else if let Some((pod, exposure)) = injected.iter().find_map(exposed) {
         let message = format!(
             "every pod that asks for this LLMAccess has the sidecar, but in pod {pod} the proxy does not keep the key from the \
@@ -109,7 +117,8 @@ pub fn report(seen: &Observation, injects: Option<&Scope>, plan: &mut Plan) {
         say(seen, plan, kind, Truth::True, Reason::KeyNotIsolated, message);
     } else {
         let message = "every pod that asks for this LLMAccess has the sidecar";
-        conditions(seen, plan).set(kind, Truth::True, Reason::PodsInjected, message);
+        plan.conditions(seen)
+            .set(kind, Truth::True, Reason::PodsInjected, message);
     }
 }
 
@@ -129,15 +138,7 @@ fn say(
     if !conditions::is(&plan.status.conditions, kind, truth, reason) {
         plan.events.push(EventNote::warning(reason, message.clone()));
     }
-    conditions(seen, plan).set(kind, truth, reason, message);
-}
-
-fn conditions<'a>(seen: &Observation, plan: &'a mut Plan) -> Setter<'a> {
-    Setter {
-        conditions: &mut plan.status.conditions,
-        generation: seen.access.metadata.generation,
-        now: seen.now,
-    }
+    plan.conditions(seen).set(kind, truth, reason, message);
 }
 
 /// The first of them by name, and how many more there are.

@@ -8,7 +8,7 @@ use llmwarden_proto::reason::{ConditionType, Reason};
 use super::observe::Observation;
 use super::plan::{Plan, until};
 use super::pods::{InjectedPod, some};
-use crate::conditions::{self, Setter, Truth};
+use crate::conditions::{self, Truth};
 
 /// How long is said that pods must restart, after a Secret was made anew: those that are not known may be older.
 const RECREATION: Duration = Duration::from_hours(1);
@@ -22,7 +22,7 @@ pub fn promise(seen: &Observation, plan: &mut Plan) {
         return;
     }
     let (kind, live) = (ConditionType::LiveRotation, live(seen, &provider.spec, proxied));
-    let mut setter = setter(seen, plan);
+    let mut setter = plan.conditions(seen);
     match live {
         Some((truth, reason, message)) => setter.set(kind, truth, reason, message),
         None => setter.clear(kind),
@@ -32,7 +32,7 @@ pub fn promise(seen: &Observation, plan: &mut Plan) {
 fn models(seen: &Observation, proxied: bool, plan: &mut Plan) {
     let kind = ConditionType::ModelsEnforced;
     if plan.status.provisioned_models.is_empty() {
-        return setter(seen, plan).clear(kind);
+        return plan.conditions(seen).clear(kind);
     }
     let direct = named(&seen.pods.injected, |pod| !pod.proxied);
     let (truth, reason, message) = if !proxied {
@@ -48,7 +48,7 @@ fn models(seen: &Observation, proxied: bool, plan: &mut Plan) {
         );
         (Truth::False, Reason::NotEnforced, message)
     };
-    setter(seen, plan).set(kind, truth, reason, message);
+    plan.conditions(seen).set(kind, truth, reason, message);
 }
 
 /// `None`: nobody who uses the key is known.
@@ -128,12 +128,4 @@ fn named(pods: &[InjectedPod], which: impl Fn(&InjectedPod) -> bool) -> Vec<Stri
         .filter(|pod| which(pod))
         .map(|pod| pod.name.clone())
         .collect()
-}
-
-fn setter<'a>(seen: &Observation, plan: &'a mut Plan) -> Setter<'a> {
-    Setter {
-        conditions: &mut plan.status.conditions,
-        generation: seen.access.metadata.generation,
-        now: seen.now,
-    }
 }

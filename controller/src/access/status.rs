@@ -10,7 +10,7 @@ use llmwarden_proto::reason::{ConditionType, Reason};
 use super::grant::{Grant, Refusal};
 use super::observe::Observation;
 use super::plan::{EventNote, Plan, until};
-use crate::conditions::{self, Setter, Truth};
+use crate::conditions::{self, Truth};
 
 /// What the companion holds once the plan is carried out.
 pub struct Delivered {
@@ -111,18 +111,13 @@ pub fn granted(
     plan: &mut Plan,
 ) {
     let access = &seen.access;
-    let status = &mut plan.status;
-    status.secret_ref = Some(LocalObjectReference {
+    plan.status.secret_ref = Some(LocalObjectReference {
         name: access.spec.secret_name.clone(),
     });
-    status.provisioned_models.clone_from(&grant.models);
+    plan.status.provisioned_models.clone_from(&grant.models);
 
     let was_ready = is_ready(access);
-    let mut setter = Setter {
-        conditions: &mut status.conditions,
-        generation: access.metadata.generation,
-        now: seen.now,
-    };
+    let mut setter = plan.conditions(seen);
     let message = format!(
         "Secret {} and its companion hold version {}{}",
         access.spec.secret_name,
@@ -157,24 +152,18 @@ pub fn granted(
 
 /// A static master key is replaced by somebody, or not: the interval is a promise whose breach is reported.
 fn schedule(seen: &Observation, provider: &LLMProvider, plan: &mut Plan) {
-    let status = &mut plan.status;
     let due = interval(&seen.access, provider)
-        .zip(status.last_rotation.as_ref())
+        .zip(plan.status.last_rotation.as_ref())
         .and_then(|(interval, last)| {
             let next = last.0.saturating_add(interval.duration()).ok()?;
             Some((interval, next))
         });
-    let mut setter = Setter {
-        conditions: &mut status.conditions,
-        generation: seen.access.metadata.generation,
-        now: seen.now,
-    };
+    plan.status.next_rotation = due.map(|(_, next)| whole_seconds(next));
+    let mut setter = plan.conditions(seen);
     let Some((interval, next)) = due else {
         setter.clear(ConditionType::RotationOverdue);
-        status.next_rotation = None;
         return;
     };
-    status.next_rotation = Some(whole_seconds(next));
     if seen.now < next {
         let message = format!("a new master key is due at {next}");
         setter.set(
@@ -239,11 +228,7 @@ pub fn refused(seen: &Observation, refusal: &Refusal, message: &str, provisioned
         .status
         .as_ref()
         .is_some_and(|s| conditions::is(&s.conditions, ready.0, ready.1, ready.2));
-    let mut setter = Setter {
-        conditions: &mut plan.status.conditions,
-        generation: access.metadata.generation,
-        now: seen.now,
-    };
+    let mut setter = plan.conditions(seen);
     setter.set(ready.0, ready.1, ready.2, message);
     let (truth, text) = if provisioned {
         (Truth::True, "the last good key is still there".to_owned())

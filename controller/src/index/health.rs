@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use llmwarden_proto::access::LLMAccess;
+use llmwarden_proto::access::{LLMAccess, PodCount};
 use llmwarden_proto::reason::ConditionType;
 
 use super::{Affected, Index, Key, Kind};
@@ -24,6 +24,8 @@ pub struct Health {
     pub next_rotation: Option<Timestamp>,
     /// When it is, or was, withdrawn.
     pub withdraw_at: Option<Timestamp>,
+    /// Its pods, and which of them have the version.
+    pub pods: Option<PodCount>,
 }
 
 impl From<&LLMAccess> for Health {
@@ -39,6 +41,7 @@ impl From<&LLMAccess> for Health {
             last_rotation: status.last_rotation.as_ref().map(|time| time.0),
             next_rotation: status.next_rotation.as_ref().map(|time| time.0),
             withdraw_at: status.withdraw_at.as_ref().map(|time| time.0),
+            pods: status.rotation.as_ref().map(|rotation| rotation.pods),
         }
     }
 }

@@ -29,6 +29,8 @@ pub struct Pod {
     pub leaving: bool,
     /// What it is selected by.
     pub identity: Identity,
+    /// Why it was left without the sidecar, if the webhook was asked.
+    pub skipped: Option<String>,
     /// The accesses whose companions its sidecar mounts, in the order of the sidecar's arguments; none without a sidecar.
     pub accesses: Vec<String>,
     /// Those of them whose key stays in the sidecar.
@@ -101,6 +103,9 @@ impl Pod {
             uid: metadata.uid.unwrap_or_default(),
             created: metadata.creation_timestamp.map(|time| time.0),
             leaving: metadata.deletion_timestamp.is_some(),
+            skipped: annotations
+                .remove(names::SKIPPED_ANNOTATION)
+                .map(|why| short(&why)),
             refresh: annotations.remove(names::REFRESH_ANNOTATION),
             identity: Identity {
                 wish: annotations.remove(names::INJECT_ANNOTATION),
@@ -140,6 +145,11 @@ impl From<PartialObjectMeta<core::v1::Pod>> for Unlabelled {
     fn from(pod: PartialObjectMeta<core::v1::Pod>) -> Self {
         Self(Arc::new(Pod::from_metadata(pod.metadata)))
     }
+}
+
+/// Anybody can annotate a pod: what is shown in the status has an end.
+fn short(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
 fn environment(spec: &core::v1::PodSpec) -> BTreeSet<String> {
@@ -190,8 +200,9 @@ impl Index {
             .filter(|(_, pod)| !pod.leaving)
     }
 
-    /// The name of every pod of a namespace that is to have the sidecar for an access and does not have it.
-    pub fn pods_without(&self, namespace: &str, access: &str) -> Vec<String> {
+    /// The name of every pod of a namespace that is to have the sidecar for an access and does not have it, and why not, where
+    /// that is known.
+    pub fn pods_without(&self, namespace: &str, access: &str) -> Vec<(String, Option<String>)> {
         let Some(offer) = self.offer(namespace, access) else {
             return Vec::new();
         };
@@ -207,7 +218,7 @@ impl Index {
             .chain(unlabelled.take_while(|(key, _)| key.0 == namespace))
             .filter(|(_, pod)| !pod.leaving && !pod.delivers(access))
             .filter(|(_, pod)| wants(&pod.identity, namespace, offer, self))
-            .map(|(key, _)| key.1.clone())
+            .map(|(key, pod)| (key.1.clone(), pod.skipped.clone()))
             .collect()
     }
 

@@ -14,18 +14,22 @@ use axum::routing::post;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use kube::core::DynamicObject;
 use kube::core::admission::{
     AdmissionRequest, AdmissionResponse, AdmissionReview, ConvertAdmissionReviewError, Operation,
 };
+use llmwarden_proto::names;
 use rustls::ServerConfig;
 use serde::Deserialize;
+use serde_json::json;
 use tracing::{debug, info, warn};
 
+use super::patch::Draft;
 use super::plan::plan;
 use super::select::{Scope, select};
 use super::sidecar::Template;
-use super::{Outcome, SkipReason};
+use super::{Obstacle, Outcome, SkipReason};
 use crate::index::watch::SharedIndex;
 use crate::metrics::Metrics;
 
@@ -114,12 +118,10 @@ impl Webhook {
             Outcome::Skip(skipped) => {
                 let reason = skipped.reason();
                 self.metrics.admitted("skipped", reason);
-                let warning = match skipped {
-                    SkipReason::Obstructed(obstacle) => Some(vec![format!("not injected: {obstacle}")]),
-                    _ => None,
+                let response = match skipped {
+                    SkipReason::Obstructed(obstacle) => skip(pod, &obstacle, response),
+                    _ => response,
                 };
-                let mut response = response;
-                response.warnings = warning;
                 (response, reason)
             }
             Outcome::Deny(obstacle) => {
@@ -139,6 +141,30 @@ impl Webhook {
             |selection| plan(pod, selection, &self.template),
         )
     }
+}
+
+/// Leaves a selected pod without the sidecar. Why stands on the pod, where the holder of the Lease finds it, who tells of it:
+/// a review has no other effects than its answer.
+fn skip(pod: &Pod, obstacle: &Obstacle, response: AdmissionResponse) -> AdmissionResponse {
+    let why = obstacle.to_string();
+    let mut draft = Draft::default();
+    let annotations = pod.annotations();
+    if annotations.is_empty() {
+        draft.set(
+            &["metadata", "annotations"],
+            json!({ names::SKIPPED_ANNOTATION: why }),
+        );
+    } else if annotations.get(names::SKIPPED_ANNOTATION) != Some(&why) {
+        draft.set(
+            &["metadata", "annotations", names::SKIPPED_ANNOTATION],
+            json!(why),
+        );
+    }
+    let mut response = response
+        .with_patch(json_patch::Patch(draft.0))
+        .expect("a patch of JSON values becomes JSON");
+    response.warnings = Some(vec![format!("not injected: {why}")]);
+    response
 }
 
 /// Serves reviews, to the end of the process or of `handle`.

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use crate::index::pod::Told;
 
 /// How long all of it may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// No answer is longer.
 const MAX_ANSWER: usize = 256 * 1024;
 

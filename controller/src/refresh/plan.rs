@@ -14,6 +14,8 @@ pub const AGAIN: Duration = Duration::from_secs(2);
 const REQUESTS: u32 = 4;
 /// How often a sidecar is asked about the same versions, with growing pauses: for a quarter of an hour.
 const QUESTIONS: u32 = 9;
+/// The longest pause after failures.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// How far the clocks of the controller and of the API server may be apart.
 const CLOCKS: SignedDuration = SignedDuration::from_secs(10);
 
@@ -37,6 +39,7 @@ pub struct Progress {
     run: Option<Run>,
     requests: u32,
     questions: u32,
+    failures: u32,
     /// Whether the sidecar answered, after the last request, that something is not there.
     lacks: bool,
     /// When something was done last.
@@ -51,6 +54,7 @@ impl Progress {
             run: None,
             requests: 0,
             questions: 0,
+            failures: 0,
             lacks: false,
             last: now,
         }
@@ -59,6 +63,7 @@ impl Progress {
     /// The kubelet was asked.
     pub fn requested(&mut self, now: Instant) {
         self.requests += 1;
+        self.failures = 0;
         self.lacks = false;
         self.last = now;
     }
@@ -68,6 +73,12 @@ impl Progress {
         self.questions += 1;
         self.lacks = arrived == Some(false);
         self.last = now;
+    }
+
+    /// The kubelet could not be asked. Says when to try again.
+    pub fn failed(&mut self) -> Duration {
+        self.failures += 1;
+        (AGAIN * 2_u32.saturating_pow(self.failures)).min(LONGEST_PAUSE)
     }
 
     /// How often the kubelet was asked.

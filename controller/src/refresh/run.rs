@@ -31,12 +31,12 @@ use crate::metrics::Metrics;
 
 /// How many pods are patched at a time. A thousand take about a second.
 const REQUESTS_AT_A_TIME: usize = 16;
-/// How many sidecars are asked at a time: most answer at once, but those that don't take their time.
-const QUESTIONS_AT_A_TIME: usize = 64;
+/// How many sidecars are asked at a time: most answer at once, but those that can't be reached take their time.
+const QUESTIONS_AT_A_TIME: usize = 128;
+/// How soon one is asked whose turn it was not: nobody stands in line, so that a new version finds every pod ready.
+const NEXT_TURN: Duration = Duration::from_millis(200);
 /// How long a patch may take.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// After how long a patch is tried again that failed.
-const RETRY: Duration = Duration::from_secs(5);
 /// How often the status of an access follows what its pods say.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 /// The most that is remembered of what a sidecar lacks, and of each word of it: it ends in the status.
@@ -164,31 +164,35 @@ impl Refresher {
                     Err(failure) => {
                         self.metrics.refreshed("failed");
                         failure.map(|error| {
+                            let pause = progress.failed();
+                            let (namespace, pod) = (&key.0, &key.1);
                             warn!(
-                                namespace = key.0,
-                                pod = key.1,
+                                namespace,
+                                pod,
                                 error,
+                                ?pause,
                                 "a pod could not be refreshed and is tried again"
                             );
-                            RETRY
+                            pause
                         })
                     }
                 }
             }
-            Step::Question(address) => {
-                let _turn = questions.acquire().await.expect("it is never closed");
-                let answer = ask(address).await;
-                let arrived = match answer {
-                    Ok(told) => Some(self.heard(&key, &pod, told)),
-                    Err(error) => {
-                        let error = format!("{error:#}");
-                        debug!(namespace = key.0, pod = key.1, error, "a sidecar does not answer");
-                        None
-                    }
-                };
-                progress.questioned(arrived, Instant::now());
-                Some(Duration::ZERO)
-            }
+            Step::Question(address) => match questions.try_acquire() {
+                Ok(_turn) => {
+                    let arrived = match ask(address).await {
+                        Ok(told) => Some(self.heard(&key, &pod, told)),
+                        Err(error) => {
+                            let error = format!("{error:#}");
+                            debug!(namespace = key.0, pod = key.1, error, "a sidecar does not answer");
+                            None
+                        }
+                    };
+                    progress.questioned(arrived, Instant::now());
+                    Some(Duration::ZERO)
+                }
+                Err(_) => Some(NEXT_TURN),
+            },
         };
         Look {
             key,

@@ -5,7 +5,7 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PostParams};
 use kube::{Api, ResourceExt};
-use llmwarden_proto::reason::Reason;
+use llmwarden_proto::reason::{ConditionType, Reason};
 use llmwarden_tests::webhook::{ANNOTATED, CONFIGURATION};
 use llmwarden_tests::{Installation, Signal, eventually};
 use serde_json::{Value, json};
@@ -259,6 +259,17 @@ async fn a_selected_pod_that_cannot_be_injected_is_created_with_a_warning() {
     let mut kubectl = installation.kubectl();
     kubectl.args(["create", "-n", &tenant.namespace, "-f"]).arg(&file);
     let output = kubectl.output().await.unwrap();
+    let reported = tenant
+        .await_condition(
+            "all",
+            ConditionType::InjectionReady,
+            "False",
+            Reason::PodsMissingInjection,
+        )
+        .await;
+    let expected = "the sidecar is missing in pod warned (the pod has hostNetwork";
+    assert!(reported.message.starts_with(expected), "{}", reported.message);
+    assert_eq!(tenant.occurrences("all", Reason::PodsMissingInjection).await, 1);
     let warning = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{warning}");
     assert!(

@@ -43,7 +43,7 @@ fn the_status_counts_the_pods_and_names_those_that_need_something() {
         ),
         (
             "one without the sidecar",
-            |world, _| world.pods.missing = vec!["slipped".to_owned()],
+            |world, _| world.pods.missing = vec![("slipped".to_owned(), None)],
             ("PodsMissingInjection", &[Reason::PodsMissingInjection], None),
         ),
         (

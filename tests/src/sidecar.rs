@@ -22,6 +22,8 @@ const START: Duration = Duration::from_secs(30);
 pub struct Options {
     /// Its `--source` flags.
     pub sources: Vec<String>,
+    /// The accesses in proxy mode.
+    pub proxied: Vec<String>,
     /// Port of the endpoint; 0 for any free one.
     pub port: u16,
     /// Address of health, metrics and status.
@@ -39,6 +41,7 @@ impl Options {
     pub fn new(sources: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
             sources: sources.into_iter().map(Into::into).collect(),
+            proxied: Vec::new(),
             port: 0,
             status: "127.0.0.1:0".to_owned(),
             kubeconfig: None,
@@ -52,6 +55,9 @@ impl Options {
         let mut command = Command::new(binaries::sidecar()?);
         for source in &self.sources {
             command.args(["--source", source]);
+        }
+        for access in &self.proxied {
+            command.args(["--proxy", access]);
         }
         command
             .arg("--dir")

@@ -76,7 +76,7 @@ def count_tokens():
 
 
 def unauthorized():
-    # Google says 400 to a key that is not valid, and 401 only to a token.
+    # Google says 400 to a key that is not valid, a proxy 401.
     error = raises(errors.ClientError, lambda: ask(api_key=WRONG_KEY))
     assert error.code in (400, 401), error
 

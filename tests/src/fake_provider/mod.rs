@@ -218,6 +218,11 @@ impl FakeProvider {
         })
     }
 
+    /// Which provider it stands for.
+    pub fn kind(&self) -> ProviderKind {
+        self.kind
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -414,3 +419,6 @@ fn base_path(kind: ProviderKind) -> &'static str {
         _ => "/v1",
     }
 }
+
+#[cfg(test)]
+mod tests;

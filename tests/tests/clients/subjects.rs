@@ -116,13 +116,8 @@ impl Subject {
 
 /// The variables that the SDKs for a provider read.
 pub fn environment(provider: ProviderKind, base_url: String, key: &str) -> Vec<(&'static str, String)> {
-    let (key_name, url_name) = match provider {
-        ProviderKind::Anthropic => ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"),
-        ProviderKind::AzureOpenai => ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
-        ProviderKind::Gemini => ("GOOGLE_API_KEY", "GOOGLE_GEMINI_BASE_URL"),
-        _ => ("OPENAI_API_KEY", "OPENAI_BASE_URL"),
-    };
-    let mut variables = vec![(key_name, key.to_owned()), (url_name, base_url)];
+    let names = provider.sdk_env();
+    let mut variables = vec![(names.key, key.to_owned()), (names.base_url, base_url)];
     if provider == ProviderKind::AzureOpenai {
         variables.push(("OPENAI_API_VERSION", "2024-10-21".to_owned()));
     }

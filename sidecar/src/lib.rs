@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod files;
 pub mod metrics;
 pub mod probe;
+pub mod proxy;
 pub mod run;
 pub mod server;
 pub mod source;

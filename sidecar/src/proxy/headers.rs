@@ -1,0 +1,143 @@
+//! Headers on their way through: what is about one connection alone stays behind, in both directions (RFC 9110, 7.6.1).
+
+use hyper::HeaderMap;
+use hyper::header::{
+    ACCEPT_ENCODING, CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, InvalidHeaderValue, TE,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use llmwarden_proto::profile::AuthHeader;
+use secrecy::zeroize::Zeroizing;
+use secrecy::{ExposeSecret, SecretString};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// By these a request is treated as one of another method than was decided about.
+const OVERRIDES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+
+/// Removes what a message says about its connection.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        .collect();
+    let fixed = [
+        CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        TE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ];
+    for name in named.into_iter().chain(fixed) {
+        headers.remove(name);
+    }
+}
+
+/// Makes a request's headers those of our own request; the host and the key are still to come.
+pub fn outbound(headers: &mut HeaderMap) {
+    let trailers = headers
+        .get_all(TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"));
+    strip_hop_by_hop(headers);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+    for name in OVERRIDES {
+        headers.remove(name);
+    }
+    headers.remove(HOST);
+    // We have answered it ourselves.
+    headers.remove(EXPECT);
+    // Answers are looked at for tokens, and for words that mean that the key is dead.
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+}
+
+/// The value of the header that carries the key, which is shown to nobody else.
+pub fn authorization(auth: &AuthHeader, key: &SecretString) -> Result<HeaderValue, InvalidHeaderValue> {
+    let key = key.expose_secret();
+    let text = match &auth.scheme {
+        Some(scheme) => Zeroizing::new(format!("{scheme} {key}")),
+        None => Zeroizing::new(key.to_owned()),
+    };
+    let mut value = HeaderValue::from_str(&text)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use llmwarden_proto::profile::ProviderKind;
+
+    use super::*;
+
+    fn headers(all: &[(&str, &str)]) -> HeaderMap {
+        all.iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::try_from(*name).expect("a name"),
+                    HeaderValue::try_from(*value).expect("a value"),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_is_about_the_connection_stays_behind() {
+        let mut all = headers(&[
+            ("connection", "close, X-Own"),
+            ("connection", "x-other ,,"),
+            ("x-own", "1"),
+            ("x-other", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("trailer", "x-sum"),
+            ("content-type", "text/event-stream"),
+        ]);
+        strip_hop_by_hop(&mut all);
+        assert_eq!(
+            all,
+            headers(&[("trailer", "x-sum"), ("content-type", "text/event-stream")])
+        );
+    }
+
+    #[test]
+    fn a_request_becomes_ours() {
+        let mut all = headers(&[
+            ("host", "127.0.0.1:9470"),
+            ("te", "gzip, Trailers"),
+            ("expect", "100-continue"),
+            ("accept-encoding", "gzip"),
+            ("x-http-method-override", "DELETE"),
+            ("anthropic-version", "2023-06-01"),
+        ]);
+        outbound(&mut all);
+        let expected = headers(&[
+            ("te", "trailers"),
+            ("connection", "te"),
+            ("accept-encoding", "identity"),
+            ("anthropic-version", "2023-06-01"),
+        ]);
+        assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn the_key_is_sent_as_the_provider_wants_it_and_shown_to_nobody() {
+        let key = SecretString::from("sk-test-1");
+        let bearer = authorization(&ProviderKind::Openai.auth_header(), &key).expect("a value");
+        assert_eq!(bearer, "Bearer sk-test-1");
+        let plain = authorization(&ProviderKind::Anthropic.auth_header(), &key).expect("a value");
+        assert_eq!(plain, "sk-test-1");
+        assert!(!format!("{bearer:?} {plain:?}").contains("sk-test"));
+        assert!(authorization(&ProviderKind::Openai.auth_header(), &"a\nb".into()).is_err());
+    }
+}

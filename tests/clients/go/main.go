@@ -27,6 +27,8 @@ const (
 	// A key that nobody made valid.
 	wrongKey = "sk-wrong-0123456789"
 	workers  = 4
+	// How many failures under load are told one by one.
+	told = 20
 )
 
 type scenarios map[string]func(context.Context) error
@@ -78,7 +80,7 @@ func say(line any) {
 	fmt.Println(string(out))
 }
 
-// Plain and streamed requests, over and over. Failures are told as they happen.
+// Plain and streamed requests, over and over. The first failures are told as they happen.
 func load(ctx context.Context, all scenarios) (string, error) {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM)
 	defer stop()
@@ -96,6 +98,8 @@ func load(ctx context.Context, all scenarios) (string, error) {
 					}
 					if err != nil {
 						failures++
+					}
+					if err != nil && failures <= told {
 						say(map[string]any{"failure": err.Error(), "scenario": scenario, "request": requests})
 					}
 					lock.Unlock()

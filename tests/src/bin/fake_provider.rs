@@ -1,5 +1,6 @@
 //! The fake of a provider as a program, for pods to talk to. Options: `--provider openai`, `--listen 127.0.0.1:0`,
-//! `--tls <DNS name or address of the certificate>` (repeatable; plain HTTP without), `--pieces 6`, `--every-ms 0`.
+//! `--tls <DNS name or address of the certificate>` (repeatable; plain HTTP without), `--every-ms 0` between two events of a
+//! stream.
 //!
 //! It prints, as one line of JSON, its address and the file with its authority. Then each line of standard input is a list
 //! of keys, separated by spaces: from then on these are valid and no others, which an empty line of output confirms. At
@@ -19,7 +20,7 @@ async fn main() -> Result<()> {
     let mut kind = ProviderKind::Openai;
     let mut listen = "127.0.0.1:0".to_owned();
     let mut names = Vec::new();
-    let (mut pieces, mut every) = (6, 0);
+    let mut every = 0;
     let mut arguments = std::env::args().skip(1);
     while let Some(option) = arguments.next() {
         let value = arguments
@@ -29,7 +30,6 @@ async fn main() -> Result<()> {
             "--provider" => kind = serde_json::from_value(json!(value))?,
             "--listen" => listen = value,
             "--tls" => names.push(value),
-            "--pieces" => pieces = value.parse()?,
             "--every-ms" => every = value.parse()?,
             _ => bail!("{option} is no option"),
         }
@@ -38,8 +38,8 @@ async fn main() -> Result<()> {
     let tls = (!names.is_empty()).then_some(names.as_slice());
     let provider = FakeProvider::listen(kind, listen.parse()?, tls).await?;
     provider.set_pace(Pace {
-        pieces,
         every: Duration::from_millis(every),
+        ..Pace::default()
     });
     say(&json!({ "address": provider.address(), "authority": provider.authority() }).to_string())?;
 

@@ -144,6 +144,16 @@ pub struct Pace {
     pub every: Duration,
 }
 
+impl Default for Pace {
+    /// What the programs in `tests/clients` look for, at once.
+    fn default() -> Self {
+        Self {
+            pieces: 6,
+            every: Duration::ZERO,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct State {
     kind: ProviderKind,
@@ -192,10 +202,7 @@ impl FakeProvider {
                 keys: Vec::new(),
                 valid: Vec::new(),
                 faults: VecDeque::new(),
-                pace: Pace {
-                    pieces: 6,
-                    every: Duration::ZERO,
-                },
+                pace: Pace::default(),
                 flaky: 0,
                 seen: BTreeMap::new(),
                 next: 0,

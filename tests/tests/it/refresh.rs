@@ -172,18 +172,23 @@ async fn every_injected_pod_is_refreshed_and_no_other() {
     tenant.set_master("sk-test-refreshed").await;
     // "other" has the same master: what is read is one provider's.
     let version = await_version(&tenant, "agent", version).await.to_string();
-    let crowd = eventually("all pods", SOON, async || {
+    eventually("all pods", SOON, async || {
         let all = list().await;
         let crowd = all.iter().filter(|pod| pod.name_any().starts_with("agent-"));
         let done = crowd.filter(|pod| asked(pod) == Some(&version)).count();
-        same(&done, &CROWD).map(|()| all)
+        same(&done, &CROWD)
     })
     .await;
     println!(
         "{CROWD} pods refreshed within {:?} of the change of the master key",
         begin.elapsed()
     );
-    let others_after = others(&crowd);
+    eventually("the pod of the other access", SOON, async || {
+        let now = others(&list().await);
+        now["another"] != others_before["another"]
+    })
+    .await;
+    let others_after = others(&list().await);
     for (name, before) in &others_before {
         let touched = others_after[name] != *before;
         assert_eq!(touched, name == "another", "{name}");

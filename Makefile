@@ -73,7 +73,7 @@ soak: ## Rotates 10,000 times under readers of file, endpoint and long poll (SOA
 # New inputs stay out of the seeds: what is worth it is copied there.
 fuzz: ## Fuzzes what comes from others, a minute each (FUZZ_SECONDS=n)
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked --version $(FUZZ_VERSION) --root $(TOOLS)
-	@for target in live_json request_head interval; do \
+	@for target in live_json request_head interval model_reader proxy_target; do \
 		mkdir -p target/fuzz/corpus/$$target target/fuzz/artifacts/$$target; \
 		RUST_BACKTRACE=0 $(CARGO) fuzz run --sanitizer none --target-dir target/fuzz $$target \
 			target/fuzz/corpus/$$target fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -verbosity=0 \

@@ -243,7 +243,7 @@ impl Reader {
         let end = memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
         let (run, rest) = bytes.split_at(end);
         // The least of all, which is found many bytes at a time, where the first one below would be looked for one by one.
-        if run.iter().min().is_some_and(|least| *least < 0x20) {
+        if run.iter().fold(u8::MAX, |least, byte| least.min(*byte)) < 0x20 {
             return Err(Malformed::Syntax);
         }
         self.text.push(run);

@@ -42,16 +42,28 @@ impl Image {
         .await
     }
 
-    /// The tools of a shell. It sleeps unless told otherwise.
+    /// The tools of a shell, as root. It sleeps unless told otherwise.
     pub async fn busybox(dir: &Path) -> Result<Self> {
+        Self::tools(BUSYBOX, 0, dir).await
+    }
+
+    /// In place of an agent's image, which can't be pulled: the tools of a shell, as this user, and the page under
+    /// `/www` that kagent asks its agents for.
+    pub async fn agent(user: u32, dir: &Path) -> Result<Self> {
+        Self::tools(&format!("localhost/agent-{user}:test"), user, dir).await
+    }
+
+    async fn tools(reference: &str, user: u32, dir: &Path) -> Result<Self> {
         let context = tempfile::tempdir_in(dir)?;
         fs::copy("/bin/busybox", context.path().join("busybox"))?;
+        fs::write(context.path().join("agent-card.json"), "{}")?;
         let dockerfile = context.path().join("Dockerfile");
-        fs::write(
-            &dockerfile,
-            "FROM scratch\nCOPY busybox /bin/busybox\nENTRYPOINT [\"/bin/busybox\", \"sleep\", \"infinity\"]\n",
-        )?;
-        Self::build(BUSYBOX, &dockerfile, context.path(), dir).await
+        let text = format!(
+            "FROM scratch\nCOPY busybox /bin/busybox\nCOPY agent-card.json /www/.well-known/agent-card.json\nUSER {user}\n\
+             ENTRYPOINT [\"/bin/busybox\", \"sleep\", \"infinity\"]\n"
+        );
+        fs::write(&dockerfile, text)?;
+        Self::build(reference, &dockerfile, context.path(), dir).await
     }
 
     async fn build(reference: &str, dockerfile: &Path, context: &Path, dir: &Path) -> Result<Self> {

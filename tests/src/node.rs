@@ -7,11 +7,12 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1;
-use kube::Api;
+use kube::{Api, ResourceExt};
 use nix::mount::{MsFlags, mount};
 
 use crate::control_plane::ControlPlane;
@@ -34,9 +35,8 @@ pub struct Node {
     // In the order in which they stop.
     scheduler: Process,
     proxy: Process,
-    kubelet: Process,
+    kubelet: Mutex<Process>,
     containerd: Process,
-    images: PathBuf,
 }
 
 /// The address that the node has in its network namespace, for [`crate::Options`].
@@ -45,8 +45,8 @@ pub fn address() -> Result<Ipv4Addr> {
 }
 
 impl Node {
-    /// Starts a node and waits until it is Ready. There can be one in a set of namespaces.
-    pub async fn start(cluster: &ControlPlane) -> Result<Self> {
+    /// Starts a node that has these images, and waits until it is Ready. There can be one in a set of namespaces.
+    pub async fn start(cluster: &ControlPlane, images: &[Image]) -> Result<Self> {
         let kubelet = cluster.bin_dir().join("kubelet");
         ensure!(
             kubelet.is_file(),
@@ -61,31 +61,31 @@ impl Node {
             mount(Some(&source), place, None::<&str>, MsFlags::MS_BIND, None::<&str>)
                 .with_context(|| place.to_owned())?;
         }
-        let images = dir.join("images");
-        fs::create_dir_all(&images)?;
-
         let containerd = start_containerd(dir).await?;
-        let pause = Image::busybox(&images).await?;
-        import(&pause).await?;
-        let mut node = Self {
+        import(&Image::busybox(dir).await?).await?;
+        for image in images {
+            import(image).await?;
+        }
+        let node = Self {
             scheduler: start_scheduler(cluster)?,
             proxy: start_proxy(cluster)?,
-            kubelet: start_kubelet(cluster)?,
+            kubelet: Mutex::new(start_kubelet(cluster)?),
             containerd,
-            images,
         };
         node.await_ready(cluster).await?;
         Ok(node)
     }
 
-    /// Where images are built.
-    pub fn images(&self) -> &Path {
-        &self.images
+    /// Kills the kubelet and starts another one. Pods go on meanwhile.
+    pub fn restart_kubelet(&self, cluster: &ControlPlane) -> Result<()> {
+        let mut kubelet = self.kubelet();
+        kubelet.kill();
+        *kubelet = start_kubelet(cluster)?;
+        Ok(())
     }
 
-    /// Makes an image available to pods, which ask for it with `imagePullPolicy: Never`.
-    pub async fn load(&self, image: &Image) -> Result<()> {
-        import(image).await
+    fn kubelet(&self) -> MutexGuard<'_, Process> {
+        self.kubelet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The process id of a running container's first process. `id` as the pod's status has it.
@@ -103,12 +103,18 @@ impl Node {
             .parse()?)
     }
 
-    async fn await_ready(&mut self, cluster: &ControlPlane) -> Result<()> {
+    /// What a part that has ended left in its log.
+    fn dead(&self) -> Option<String> {
+        let kubelet = self.kubelet();
+        let parts = [&self.containerd, &kubelet, &self.proxy, &self.scheduler];
+        let dead = parts.into_iter().find(|part| part.exited().is_some())?;
+        Some(format!("{} ended\n{}", dead.name(), tail(&dead.log(), 30)))
+    }
+
+    async fn await_ready(&self, cluster: &ControlPlane) -> Result<()> {
         let nodes = Api::<v1::Node>::all(cluster.client());
-        let parts = [&self.containerd, &self.kubelet, &self.proxy, &self.scheduler];
         let outcome = try_eventually("a Ready node", START, async || {
-            let dead = parts.iter().find(|part| part.exited().is_some());
-            if let Some(dead) = dead {
+            if let Some(dead) = self.dead() {
                 return Ok(Err(dead));
             }
             let conditions = nodes.get(NAME).await?.status.and_then(|status| status.conditions);
@@ -119,11 +125,15 @@ impl Node {
             ensure!(ready, "{conditions:?}");
             Ok(Ok(()))
         });
-        match outcome.await? {
-            Ok(()) => Ok(()),
-            Err(dead) => bail!("{} ended\n{}", dead.name(), tail(&dead.log(), 30)),
-        }
+        outcome.await?.map_err(anyhow::Error::msg)
     }
+}
+
+/// What a container of a pod has printed, as the machine sees it: `0.log`, after its first restart `1.log`, and so on.
+pub fn logs(pod: &v1::Pod, container: &str) -> PathBuf {
+    let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+    let dir = format!("{namespace}_{name}_{}", pod.uid().unwrap_or_default());
+    Path::new("/var/log/pods").join(dir).join(container)
 }
 
 /// What the containers of a pod share in an `emptyDir` volume, as the machine sees it.

@@ -4,13 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
-use llmwarden_tests::{Image, binaries, eventually};
+use llmwarden_tests::{Image, binaries};
 use serde_json::{Value, json};
 
-use crate::support::{Cluster, SOON, figure};
-use crate::tenant::{create, object};
+use crate::support::figure;
 
 /// What may have to be pulled for a sidecar.
 const SIDECAR_BYTES: u64 = 8_000_000;
@@ -71,34 +68,6 @@ async fn an_image_is_the_program_and_the_authorities_and_two_builds_are_one() {
         figure(&format!("{name}: {bytes} bytes, {packed} packed, {digest}"));
         assert!(name != "llmwarden-sidecar" || packed <= SIDECAR_BYTES, "{packed}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_controllers_image_runs() {
-    let cluster = Cluster::shared().await;
-    let image = Image::product(&binaries::controller().unwrap(), cluster.node.images())
-        .await
-        .unwrap();
-    cluster.node.load(&image).await.unwrap();
-    let pods = Api::<Pod>::namespaced(cluster.installation.client(), "default");
-    let container = json!({
-        "name": "controller",
-        "image": image.reference(),
-        "imagePullPolicy": "Never",
-        "args": ["crd"],
-        "securityContext": { "runAsNonRoot": true },
-    });
-    let pod = json!({
-        "metadata": { "name": "crd" },
-        "spec": { "restartPolicy": "Never", "containers": [container] },
-    });
-    create(&pods, &object(pod)).await;
-    eventually("the definitions in its log", SOON, async || {
-        let log = cluster.installation.run_kubectl("logs crd").await?;
-        anyhow::ensure!(log.contains("name: llmaccesses.llmwarden.io"), "{log}");
-        Ok(())
-    })
-    .await;
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! llmwarden on a real node: our images, and pods with the sidecar beside an agent. `make e2e` runs it.
 
+mod access;
 mod images;
+mod isolation;
+mod kagent;
 mod node;
+mod outage;
 mod pods;
 mod support;
 

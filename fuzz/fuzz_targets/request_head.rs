@@ -16,7 +16,7 @@ use llmwarden_sidecar::endpoint::Endpoint;
 use llmwarden_sidecar::endpoint::guard::{Guard, Transport};
 use llmwarden_sidecar::metrics::Metrics;
 use llmwarden_sidecar::server::{Answer, Arrival, MAX_CONNECTIONS, Server};
-use llmwarden_sidecar::store::{Held, Slot, Store};
+use llmwarden_sidecar::store::{Held, Mode, Slot, Store};
 use llmwarden_sidecar::token::Token;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::runtime::{Builder, Runtime};
@@ -64,7 +64,7 @@ fn store() -> Store {
         names::LIVE_JSON => Some(DOCUMENT),
         _ => Some(KEY),
     });
-    let held = Held::of(companion.expect("readable"));
+    let held = Held::of(companion.expect("readable"), Mode::Direct).expect("direct");
     Store::new([(
         "agent".to_owned(),
         Slot {

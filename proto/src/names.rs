@@ -59,6 +59,8 @@ pub const BASE_URL: &str = "baseUrl";
 pub const LIVE_JSON: &str = "live.json";
 /// Data key of the constant placeholder in the companion.
 pub const PLACEHOLDER: &str = "placeholder";
+/// What every placeholder begins with, and no provider's key.
+pub const PLACEHOLDER_PREFIX: &str = "sk-llmwarden-";
 
 /// What a companion's name ends in; the rest is the name of its `LLMAccess`.
 pub const COMPANION_SUFFIX: &str = ".llmwarden";

@@ -44,6 +44,9 @@ pub struct AccessStatus {
     /// Features the companion requires and this sidecar lacks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lacking: Vec<String>,
+    /// Running requests through the proxy, by the version of the key that they go on with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub in_use: BTreeMap<u64, u64>,
 }
 
 /// Where an access stands in a sidecar.

@@ -10,6 +10,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use llmwarden_proto::logging::LogFormat;
 use llmwarden_proto::names;
 
+use crate::store::Mode;
+
 /// Command line of the sidecar.
 #[derive(Debug, Clone, Parser)]
 #[command(
@@ -31,6 +33,10 @@ pub struct Cli {
         required = true
     )]
     pub sources: Vec<Source>,
+    /// An access whose key stays here: its requests go through /proxy/<access>, and its files and the endpoint hand out a
+    /// placeholder. Repeatable, or separated by commas.
+    #[arg(long = "proxy", env = "LLMWARDEN_PROXY", value_delimiter = ',')]
+    pub proxied: Vec<String>,
     /// Directory to deliver to, on tmpfs. Made for the user alone when it does not exist.
     #[arg(long, env = "LLMWARDEN_DIR", default_value = names::DELIVERY_DIR)]
     pub dir: PathBuf,
@@ -68,16 +74,30 @@ impl Cli {
 
     /// What one flag alone can't tell.
     fn checked(cli: Self) -> Result<Self, clap::Error> {
+        let refuse = |text: String| Err(Self::command().error(ErrorKind::ValueValidation, text));
         let mut seen = BTreeSet::new();
-        match cli.sources.iter().find(|source| !seen.insert(&source.access)) {
-            None => Ok(cli),
-            Some(source) => Err(Self::command().error(
-                ErrorKind::ValueValidation,
-                format!(
-                    "--source names `{}` twice: an access has one source",
-                    source.access
-                ),
-            )),
+        if let Some(source) = cli.sources.iter().find(|source| !seen.insert(&source.access)) {
+            let access = &source.access;
+            return refuse(format!(
+                "--source names `{access}` twice: an access has one source"
+            ));
+        }
+        if cli.command.is_none()
+            && let Some(access) = cli.proxied.iter().find(|access| !seen.contains(access))
+        {
+            return refuse(format!(
+                "--proxy {access}: give its companion too, with --source {access}=<directory>"
+            ));
+        }
+        Ok(cli)
+    }
+
+    /// How an access is used here.
+    pub fn mode(&self, access: &str) -> Mode {
+        if self.proxied.iter().any(|proxied| proxied == access) {
+            Mode::Proxy
+        } else {
+            Mode::Direct
         }
     }
 }
@@ -194,6 +214,12 @@ mod tests {
     }
 
     #[test]
+    fn an_access_is_proxied_where_a_flag_says_so() {
+        let cli = parse(&["--source", "a=/keys/a,b=/keys/b", "--proxy", "b"]).expect("valid");
+        assert_eq!((cli.mode("a"), cli.mode("b")), (Mode::Direct, Mode::Proxy));
+    }
+
+    #[test]
     fn a_probe_needs_no_source() {
         let cli = parse(&["probe"]).expect("valid");
         let Some(Command::Probe(options)) = cli.command else {
@@ -204,7 +230,8 @@ mod tests {
 
     #[test]
     fn says_what_is_wrong_with_a_flag() {
-        let cases: [(&[&str], &str); 10] = [
+        let cases: [(&[&str], &str); 11] = [
+            (&["--source", "a=/keys", "--proxy", "b"], "--source b="),
             (&["--source", "a=/keys", "--source", "a=/other"], "`a` twice"),
             (&[], "--source"),
             (&["--source", "a"], "write <access>=<directory>"),

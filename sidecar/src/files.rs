@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::metrics::Metrics;
-use crate::store::{Delivered, Held, Slot, Store, Withdrawn};
+use crate::store::{Delivered, Held, Mode, Slot, Store, Withdrawn};
 
 /// The link to the present version.
 const CURRENT: &str = "..data";
@@ -83,6 +83,7 @@ pub async fn run(
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    mode: Mode,
     retired: VecDeque<(PathBuf, Instant)>,
 }
 
@@ -104,9 +105,10 @@ pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
 
 impl Directory {
     /// The files of `access` in the delivery directory `dir`; nothing is touched yet.
-    pub fn new(dir: &Path, access: &str) -> Self {
+    pub fn new(dir: &Path, access: &str, mode: Mode) -> Self {
         Self {
             path: dir.join(access),
+            mode,
             retired: VecDeque::new(),
         }
     }
@@ -125,7 +127,7 @@ impl Directory {
             fs::read(current.join(file)).ok().map(Zeroizing::new)
         });
         match companion {
-            Ok(companion) => Held::of(companion),
+            Ok(companion) => Held::restored(companion, self.mode),
             Err(error) => {
                 debug!(path = %self.path.display(), %error, "nothing to go on from");
                 Held::Pending

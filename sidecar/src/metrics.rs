@@ -1,8 +1,7 @@
 //! What is counted, in Prometheus' words. Labels are access names and fixed words, never anything a caller sent.
 
 use std::fmt::Write as _;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -13,6 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::proxy::account::ProxyMetrics;
 use crate::store::{Held, Slot, Store};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -45,6 +45,8 @@ pub fn age_seconds(then: Timestamp) -> i64 {
 /// The metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
+    /// Those of the proxy.
+    pub proxy: Arc<ProxyMetrics>,
     registry: Mutex<Registry>,
     requests: Family<CodeLabel, Counter>,
     refusals: Family<ReasonLabel, Counter>,
@@ -66,6 +68,7 @@ impl Default for Metrics {
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
         let mut all = Self {
+            proxy: Arc::default(),
             registry: Mutex::default(),
             requests: Family::default(),
             refusals: Family::default(),
@@ -124,6 +127,7 @@ impl Default for Metrics {
             Unit::Seconds,
             all.lag.clone(),
         );
+        all.proxy.register(&mut registry);
         all.registry = Mutex::new(registry);
         all
     }

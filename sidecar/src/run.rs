@@ -27,6 +27,7 @@ use crate::endpoint::Endpoint;
 use crate::endpoint::guard::{Guard, Transport};
 use crate::files::{self, Directory};
 use crate::metrics::Metrics;
+use crate::proxy::{MAX_REQUESTS, Proxy};
 use crate::server::{Answer, Arrival, MAX_CONNECTIONS, Server};
 use crate::source;
 use crate::status::StatusPage;
@@ -61,8 +62,10 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let connections = TaskTracker::new();
     let metrics = Arc::new(Metrics::default());
-    let server = || Server {
-        places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+    // Streams are many and last; the other places stay free for the endpoint.
+    let streams = if cli.proxied.is_empty() { 0 } else { MAX_REQUESTS };
+    let server = |streams| Server {
+        places: Arc::new(Semaphore::new(MAX_CONNECTIONS + streams)),
         metrics: metrics.clone(),
         stop: stop.clone(),
         connections: connections.clone(),
@@ -76,25 +79,32 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
     let status_address = status_listener.local_addr()?;
 
     let mut tasks = JoinSet::new();
-    let guard = Guard::new(endpoint_address, token.clone(), cli.dir.clone());
+    let guard = Arc::new(Guard::new(endpoint_address, token.clone(), cli.dir.clone()));
+    let proxy = Arc::new(Proxy::new(guard.clone(), store.clone(), metrics.clone()));
     let endpoint = Arc::new(Endpoint::new(guard, store.clone(), metrics.clone(), stop.clone()));
     let over = |transport| {
-        let endpoint = endpoint.clone();
-        service_fn(move |arrival| {
-            let endpoint = endpoint.clone();
-            async move { Ok(endpoint.answer(arrival, transport).await) }
+        let (endpoint, proxy) = (endpoint.clone(), proxy.clone());
+        service_fn(move |arrival: Arrival| {
+            let (endpoint, proxy) = (endpoint.clone(), proxy.clone());
+            async move {
+                Ok(if Proxy::is_asked(&arrival.request) {
+                    Box::pin(proxy.answer(arrival, transport)).await
+                } else {
+                    endpoint.answer(arrival, transport).await
+                })
+            }
         })
     };
-    let page = Arc::new(StatusPage::new(store.clone(), metrics.clone()));
+    let page = Arc::new(StatusPage::new(store.clone(), metrics.clone(), proxy.clone()));
     let probes = service_fn(move |arrival: Arrival| ready(Ok(page.answer(&arrival.request))));
-    tasks.spawn(server().serve(endpoint_listener, over(Transport::Tcp)));
+    tasks.spawn(server(streams).serve(endpoint_listener, over(Transport::Tcp)));
     tasks.spawn(serve_socket(
         socket.clone(),
         socket_listener,
-        server(),
+        server(streams),
         over(Transport::Unix),
     ));
-    tasks.spawn(server().serve(status_listener, probes));
+    tasks.spawn(server(0).serve(status_listener, probes));
     tasks.spawn(keep_directory(cli.dir.clone(), lock, token));
     start_deliveries(&cli, &store, &metrics, &stop, &mut tasks).await?;
     info!(endpoint = %endpoint_address, status = %status_address, "listening");
@@ -123,9 +133,11 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
 /// Every access with what its files show from the last run.
 fn restore(cli: &Cli) -> Store {
     Store::new(cli.sources.iter().map(|source| {
-        let held = Directory::new(&cli.dir, &source.access).restore();
+        let mode = cli.mode(&source.access);
+        let held = Directory::new(&cli.dir, &source.access, mode).restore();
         info!(access = source.access, %held, "from the last run");
         let slot = Slot {
+            mode,
             held,
             ..Slot::default()
         };
@@ -144,7 +156,7 @@ async fn start_deliveries(
     let mut client = None;
     for source in cli.sources.clone() {
         let (access, store, stop) = (source.access, store.clone(), stop.clone());
-        let directory = Directory::new(&cli.dir, &access);
+        let directory = Directory::new(&cli.dir, &access, cli.mode(&access));
         let (files_access, files_store, files_stop) = (access.clone(), store.clone(), stop.clone());
         let metrics = metrics.clone();
         tasks.spawn(async move {

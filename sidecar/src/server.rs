@@ -5,11 +5,13 @@ mod farewell;
 mod stream;
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::{Request, Response};
@@ -36,8 +38,15 @@ pub const MAX_CONNECTIONS: usize = 64;
 /// How many of those that are too many hear why at a time.
 const MAX_TURNED_AWAY: usize = 64;
 
-/// An answer. All of them are short and in memory.
-pub type Answer = Response<Full<Bytes>>;
+/// An answer.
+pub type Answer = Response<Body>;
+
+/// An answer's body: short and in memory, or passed on from elsewhere as it comes. One that fails breaks the connection, so
+/// that no client takes it for whole.
+pub type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, BoxError>>;
+
+/// Why a body failed.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A request, and the place of the connection that it came on.
 #[derive(Debug)]
@@ -53,12 +62,23 @@ pub struct Arrival {
 pub struct Place {
     places: Arc<Semaphore>,
     permit: Mutex<Option<OwnedSemaphorePermit>>,
+    /// Whether what the client reads now may be a stream, which it reads as slowly as it likes.
+    streaming: AtomicBool,
 }
 
 impl Place {
     /// Gives the place to another connection while this one only waits.
     pub fn leave(&self) {
         self.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Says whether the answer to come may be a stream.
+    pub fn set_streaming(&self, streaming: bool) {
+        self.streaming.store(streaming, Ordering::Relaxed);
+    }
+
+    fn is_streaming(&self) -> bool {
+        self.streaming.load(Ordering::Relaxed)
     }
 
     /// Takes a place again; false if there is none, and the connection has to end.
@@ -115,6 +135,7 @@ impl Server {
                 let place = Arc::new(Place {
                     places: self.places.clone(),
                     permit: Mutex::new(Some(permit)),
+                    streaming: AtomicBool::new(false),
                 });
                 self.connections
                     .spawn(self.clone().converse(connection, place, service.clone()));
@@ -136,6 +157,7 @@ impl Server {
         Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         S: Service<Arrival, Response = Answer, Error = Infallible> + Clone + Unpin,
     {
+        let stream = Stream::new(connection, place.clone());
         let service = service.map_request(move |request| Arrival {
             request,
             place: place.clone(),
@@ -145,7 +167,7 @@ impl Server {
         http.timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(MAX_HEAD_BYTES);
-        let mut serving = http.serve_connection(TokioIo::new(Stream::new(connection)), service);
+        let mut serving = http.serve_connection(TokioIo::new(stream), service);
         let ended = tokio::select! {
             ended = &mut serving => ended,
             () = self.stop.cancelled() => {

@@ -1,5 +1,6 @@
 //! Health, metrics and status, on a port of their own: for the kubelet, Prometheus and the controller. Never a value.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,6 +11,7 @@ use llmwarden_proto::status::{AccessStatus, DeliveryState, SCHEMA, Status};
 use crate::endpoint::answer;
 use crate::endpoint::guard::Refusal;
 use crate::metrics::Metrics;
+use crate::proxy::Proxy;
 use crate::server::Answer;
 use crate::store::{Held, Slot, Store};
 
@@ -18,16 +20,18 @@ use crate::store::{Held, Slot, Store};
 pub struct StatusPage {
     store: Arc<Store>,
     metrics: Arc<Metrics>,
+    proxy: Arc<Proxy>,
     /// Once started, a sidecar stays so: a startup probe is about the first key.
     started: AtomicBool,
 }
 
 impl StatusPage {
     /// About this store.
-    pub fn new(store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, proxy: Arc<Proxy>) -> Self {
         Self {
             store,
             metrics,
+            proxy,
             started: AtomicBool::new(false),
         }
     }
@@ -45,6 +49,7 @@ impl StatusPage {
             })),
             "/startupz" => self.startup(),
             "/metrics" => {
+                self.proxy.show();
                 let mut answer = answer::text(StatusCode::OK, &self.metrics.text(&self.store));
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 answer
@@ -96,7 +101,10 @@ impl StatusPage {
             schema: SCHEMA,
             sidecar: env!("CARGO_PKG_VERSION").to_owned(),
             accesses: accesses
-                .filter_map(|access| Some((access.to_owned(), status_of(self.store.get(access)?))))
+                .filter_map(|access| {
+                    let in_use = self.proxy.in_use(access);
+                    Some((access.to_owned(), status_of(self.store.get(access)?, in_use)))
+                })
                 .collect(),
         }
     }
@@ -111,7 +119,7 @@ fn probe(waiting: &[String]) -> Answer {
     }
 }
 
-fn status_of(slot: Slot) -> AccessStatus {
+fn status_of(slot: Slot, in_use: BTreeMap<u64, u64>) -> AccessStatus {
     let version = slot.held.version();
     let (state, issued_at, reason, lacking) = match slot.held {
         Held::Pending => (DeliveryState::Pending, None, None, Vec::new()),
@@ -131,5 +139,6 @@ fn status_of(slot: Slot) -> AccessStatus {
         reason,
         problems: slot.source_problem.into_iter().chain(slot.file_problem).collect(),
         lacking,
+        in_use,
     }
 }

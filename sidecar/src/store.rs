@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
-use llmwarden_proto::delivery::{Companion, Delivery, SCHEMA, State};
+use llmwarden_proto::delivery::{Companion, Delivery, SCHEMA, State, Upstream};
 use llmwarden_proto::names;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
@@ -17,13 +18,37 @@ const FEATURES: &[&str] = &[];
 /// Why a key is gone when nobody said why.
 const DELETED: &str = "the companion Secret was deleted or emptied";
 
+/// How the pod uses an access. It is fixed when the pod is injected, whatever becomes of the access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// The agent gets the key.
+    #[default]
+    Direct,
+    /// The agent gets a placeholder, and the proxy puts the key in its place.
+    Proxy,
+}
+
 /// A delivered version: the key and everything that goes with it.
 #[derive(Debug)]
 pub struct Delivered {
     delivery: Delivery,
     document: Vec<u8>,
     unreadable: Vec<&'static str>,
-    api_key: SecretString,
+    /// What files and endpoint hand out: the key, or the placeholder.
+    handed_out: SecretString,
+    /// What the proxy puts in place of the placeholder. Absent in direct mode, and after a restart, as no file holds it.
+    live: Option<Live>,
+    /// Whether the provider has taken the key.
+    trusted: AtomicBool,
+}
+
+/// The keys that stay in the sidecar.
+#[derive(Debug)]
+pub struct Live {
+    /// The key of this version.
+    pub key: SecretString,
+    /// The one before, while it is still valid.
+    pub previous: Option<SecretString>,
 }
 
 impl Delivered {
@@ -35,6 +60,36 @@ impl Delivered {
     /// When it was made.
     pub fn issued_at(&self) -> Timestamp {
         self.delivery.issued_at
+    }
+
+    /// What the proxy uses; nothing in direct mode, or before the source was read again after a restart.
+    pub fn live(&self) -> Option<&Live> {
+        self.live.as_ref()
+    }
+
+    /// The provider has taken the key.
+    pub fn trust(&self) {
+        self.trusted.store(true, Ordering::Relaxed);
+    }
+
+    /// The provider has refused the key, and no other one has come.
+    pub fn doubt(&self) {
+        self.trusted.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the key was a good one when it was last heard of.
+    pub fn is_trusted(&self) -> bool {
+        self.trusted.load(Ordering::Relaxed)
+    }
+
+    /// What stands for the key in a proxied request.
+    pub fn placeholder(&self) -> &SecretString {
+        &self.handed_out
+    }
+
+    /// Where and how the provider is called.
+    pub fn upstream(&self) -> Option<&Upstream> {
+        self.delivery.upstream.as_ref()
     }
 
     /// The document as it came with the key. It holds no secret.
@@ -57,7 +112,7 @@ impl Delivered {
         if !is_data_name(name) {
             None
         } else if self.delivery.keys.iter().any(|key| key == name) {
-            Some(self.api_key.expose_secret())
+            Some(self.handed_out.expose_secret())
         } else {
             self.delivery.values.get(name).map(String::as_str)
         }
@@ -139,8 +194,36 @@ impl Held {
         }
     }
 
+    /// What the files of the last run show, if they are of this mode: those of the other one hold what is not to be handed
+    /// out now.
+    pub fn restored(companion: Companion, mode: Mode) -> Self {
+        let is_placeholder = |key: &SecretString| key.expose_secret().starts_with(names::PLACEHOLDER_PREFIX);
+        match (mode, &companion.api_key) {
+            (_, None) => {}
+            (Mode::Direct, Some(key)) if !is_placeholder(key) => {}
+            (Mode::Proxy, Some(key)) if is_placeholder(key) => {}
+            _ => return Self::Pending,
+        }
+        Self::with(companion, |key| Some((key, None))).unwrap_or_default()
+    }
+
     /// What there is when a companion is taken as it is.
-    pub fn of(companion: Companion) -> Self {
+    ///
+    /// # Errors
+    /// In proxy mode, if it has no placeholder: the key is never handed out in its place.
+    pub fn of(companion: Companion, mode: Mode) -> Result<Self, NoPlaceholder> {
+        let (placeholder, previous) = (companion.placeholder.clone(), companion.previous_api_key.clone());
+        Self::with(companion, |key| match mode {
+            Mode::Direct => Some((key, None)),
+            Mode::Proxy => Some((placeholder?, Some(Live { key, previous }))),
+        })
+        .ok_or(NoPlaceholder)
+    }
+
+    fn with(
+        companion: Companion,
+        split: impl FnOnce(SecretString) -> Option<(SecretString, Option<Live>)>,
+    ) -> Option<Self> {
         let Companion {
             mut delivery,
             document,
@@ -148,8 +231,9 @@ impl Held {
             api_key,
             ..
         } = companion;
-        match api_key {
+        Some(match api_key {
             Some(api_key) => {
+                let (handed_out, live) = split(api_key)?;
                 // Under this name the key always stands: a companion without names would deliver nothing, and the
                 // files are read again after a restart.
                 if !delivery.keys.iter().any(|name| name == names::API_KEY) {
@@ -159,7 +243,9 @@ impl Held {
                     delivery,
                     document,
                     unreadable,
-                    api_key,
+                    handed_out,
+                    live,
+                    trusted: AtomicBool::new(false),
                 }))
             }
             None => Self::Withdrawn(Withdrawn {
@@ -169,9 +255,17 @@ impl Held {
                     .unwrap_or_else(|| "no reason was given".to_owned()),
                 deleted: false,
             }),
-        }
+        })
     }
 }
+
+/// A companion for a pod in proxy mode lacks the placeholder.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the companion has no `{}`, which this pod hands out in place of the key: is its provider one that can be proxied?",
+    names::PLACEHOLDER
+)]
+pub struct NoPlaceholder;
 
 /// What a source saw.
 #[derive(Debug)]
@@ -188,12 +282,12 @@ pub enum Seen {
 #[derive(Debug)]
 enum Decision {
     Keep,
-    Stale { version: u64 },
+    Refuse(String),
     Hold(Held),
 }
 
-/// No version comes back once there was a newer one; only after a deletion the same one may.
-fn decide(held: &Held, companion: Option<Companion>) -> Decision {
+/// No version comes back once there was a newer one; only after a deletion, or where the keys are lacking, the same one may.
+fn decide(mode: Mode, held: &Held, companion: Option<Companion>) -> Decision {
     let Some(companion) = companion else {
         return match held {
             Held::Active(delivered) => {
@@ -203,17 +297,28 @@ fn decide(held: &Held, companion: Option<Companion>) -> Decision {
         };
     };
     let version = companion.delivery.version;
-    let may_return = matches!(held, Held::Withdrawn(withdrawn) if withdrawn.deleted);
+    let may_return = match held {
+        Held::Pending => true,
+        Held::Active(delivered) => mode == Mode::Proxy && delivered.live.is_none(),
+        Held::Withdrawn(withdrawn) => withdrawn.deleted,
+    };
     match held.version() {
-        Some(newest) if version < newest => Decision::Stale { version },
+        Some(newest) if version < newest => Decision::Refuse(format!(
+            "the source has version {version}, older than the one held: not taken"
+        )),
         Some(newest) if version == newest && !may_return => Decision::Keep,
-        _ => Decision::Hold(Held::of(companion)),
+        _ => match Held::of(companion, mode) {
+            Ok(held) => Decision::Hold(held),
+            Err(error) => Decision::Refuse(error.to_string()),
+        },
     }
 }
 
 /// What is held of one access, and what hinders it.
 #[derive(Debug, Clone, Default)]
 pub struct Slot {
+    /// How the pod uses it.
+    pub mode: Mode,
     /// What is held.
     pub held: Held,
     /// What is wrong with the source.
@@ -263,21 +368,19 @@ impl Store {
         let Some(slot) = self.0.get(access) else {
             return false;
         };
-        let (decision, problem) = match seen {
-            Seen::Problem(problem) => (Decision::Keep, Some(problem)),
-            Seen::Nothing => (decide(&slot.borrow().held, None), None),
-            Seen::Companion(companion) => match decide(&slot.borrow().held, Some(*companion)) {
-                Decision::Stale { version } => {
-                    let problem =
-                        format!("the source has version {version}, older than the one held: not taken");
-                    (Decision::Keep, Some(problem))
-                }
-                decision => (decision, None),
-            },
+        let decide = |companion| {
+            let slot = slot.borrow();
+            decide(slot.mode, &slot.held, companion)
         };
-        let held = match decision {
-            Decision::Hold(held) => Some(held),
-            Decision::Keep | Decision::Stale { .. } => None,
+        let decision = match seen {
+            Seen::Problem(problem) => Decision::Refuse(problem),
+            Seen::Nothing => decide(None),
+            Seen::Companion(companion) => decide(Some(*companion)),
+        };
+        let (held, problem) = match decision {
+            Decision::Keep => (None, None),
+            Decision::Refuse(problem) => (None, Some(problem)),
+            Decision::Hold(held) => (Some(held), None),
         };
         let changed = held.is_some();
         slot.send_if_modified(|slot| {
@@ -417,7 +520,7 @@ mod tests {
 
     #[test]
     fn only_names_that_can_be_files_are_handed_out() {
-        let Held::Active(delivered) = Held::of(*active(1)) else {
+        let Ok(Held::Active(delivered)) = Held::of(*active(1), Mode::Direct) else {
             panic!("active")
         };
         let names: Vec<_> = delivered.names().collect();
@@ -431,7 +534,7 @@ mod tests {
 
     #[test]
     fn no_debug_text_holds_the_key() {
-        let text = format!("{:?}", Held::of(*active(1)));
+        let text = format!("{:?}", Held::of(*active(1), Mode::Direct));
         assert!(text.contains("version: 1") && !text.contains("sk-1"), "{text}");
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use llmwarden_proto::delivery::Companion;
 use llmwarden_proto::names;
 use llmwarden_sidecar::files::Directory;
-use llmwarden_sidecar::store::{Held, Seen, Slot, Store};
+use llmwarden_sidecar::store::{Held, Mode, Seen, Slot, Store};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -49,7 +49,7 @@ fn companion(version: u64, state: &str) -> Companion {
 
 /// A sidecar as it starts on these files.
 fn started(dir: &Path) -> (Directory, Store) {
-    let directory = Directory::new(dir, ACCESS);
+    let directory = Directory::new(dir, ACCESS, Mode::Direct);
     let held = directory.restore();
     let slot = Slot {
         held,

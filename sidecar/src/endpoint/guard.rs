@@ -93,14 +93,34 @@ impl Guard {
 
     /// Whether the request may be looked at.
     pub fn check(&self, request: &Parts, transport: Transport) -> Result<(), Refusal> {
+        self.check_origin(request, transport)?;
+        let uri = &request.uri;
+        if uri.authority().is_some() || uri.query().is_some() || !is_plain(uri.path()) {
+            return Err(Refusal::Target);
+        }
+        let headers = &request.headers;
+        if transport == Transport::Tcp && !self.has_token(headers) {
+            return Err(Refusal::Token);
+        }
+        if request.method != Method::GET {
+            return Err(Refusal::Method);
+        }
+        if headers.contains_key(UPGRADE) {
+            return Err(Refusal::Upgrade);
+        }
+        let length = headers.get(CONTENT_LENGTH);
+        if headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| length != "0") {
+            return Err(Refusal::Body);
+        }
+        Ok(())
+    }
+
+    /// Whether it comes from a local client, and not through one: the part of the rules that holds for the proxy too.
+    pub fn check_origin(&self, request: &Parts, transport: Transport) -> Result<(), Refusal> {
         let headers = &request.headers;
         let forwarded = |name: &HeaderName| name == FORWARDED || name.as_str().starts_with(FORWARDED_PREFIX);
         if headers.keys().any(forwarded) {
             return Err(Refusal::Forwarded);
-        }
-        let uri = &request.uri;
-        if uri.authority().is_some() || uri.query().is_some() || !is_plain(uri.path()) {
-            return Err(Refusal::Target);
         }
         // Whoever reaches the Unix socket came through the file system, not through a name.
         let host_is_ours = match single(headers, &HOST) {
@@ -114,19 +134,6 @@ impl Guard {
         }
         if headers.contains_key(ORIGIN) || headers.contains_key(SEC_FETCH_SITE) {
             return Err(Refusal::Browser);
-        }
-        if transport == Transport::Tcp && !self.has_token(headers) {
-            return Err(Refusal::Token);
-        }
-        if request.method != Method::GET {
-            return Err(Refusal::Method);
-        }
-        if headers.contains_key(UPGRADE) {
-            return Err(Refusal::Upgrade);
-        }
-        let length = headers.get(CONTENT_LENGTH);
-        if headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| length != "0") {
-            return Err(Refusal::Body);
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ const MAX_WAITING: usize = 256;
 #[derive(Debug)]
 pub struct Endpoint {
     /// Who may ask.
-    pub guard: Guard,
+    pub guard: Arc<Guard>,
     /// What there is.
     pub store: Arc<Store>,
     /// Where answers and refusals are counted.
@@ -75,7 +75,7 @@ struct Summary<'a> {
 
 impl Endpoint {
     /// An endpoint with its own limit of waiting requests.
-    pub fn new(guard: Guard, store: Arc<Store>, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
+    pub fn new(guard: Arc<Guard>, store: Arc<Store>, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
         Self {
             guard,
             store,
@@ -87,6 +87,7 @@ impl Endpoint {
 
     /// Answers a request.
     pub async fn answer(&self, Arrival { request, place }: Arrival, transport: Transport) -> Answer {
+        place.set_streaming(false);
         let (request, _) = request.into_parts();
         let answer = match self.guard.check(&request, transport) {
             Ok(()) => self.route(&request, &place).await,

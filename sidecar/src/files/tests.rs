@@ -20,7 +20,7 @@ fn parse(document: &str, key: &str) -> Held {
         names::LIVE_JSON => Some(document.as_bytes()),
         _ => Some(key.as_bytes()),
     });
-    Held::of(companion.expect("valid"))
+    Held::of(companion.expect("valid"), Mode::Direct).expect("direct")
 }
 
 struct Fixture {
@@ -31,7 +31,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let root = tempfile::tempdir().expect("directory");
-        let directory = Directory::new(root.path(), "agent");
+        let directory = Directory::new(root.path(), "agent", Mode::Direct);
         Self { root, directory }
     }
 
@@ -127,7 +127,7 @@ fn what_the_files_show_is_what_a_restart_goes_on_from() {
         let mut fixture = Fixture::new();
         assert!(matches!(fixture.directory.restore(), Held::Pending));
         fixture.ensure(&state);
-        let restored = Directory::new(fixture.root.path(), "agent").restore();
+        let restored = Directory::new(fixture.root.path(), "agent", Mode::Direct).restore();
         assert_eq!(restored.to_string(), state.to_string());
         if let (Held::Active(old), Held::Active(new)) = (&state, &restored) {
             assert_eq!(new.expose("OTHER"), old.expose("OTHER"));
@@ -167,7 +167,7 @@ fn the_rest_of_an_interrupted_write_does_no_harm() {
     fs::write(dir.join(DRAFT).join("apiKey"), "sk").expect("written");
     fs::create_dir(dir.join("..2")).expect("created");
     symlink("..2", dir.join("....data.new")).expect("linked");
-    fixture.directory = Directory::new(fixture.root.path(), "agent");
+    fixture.directory = Directory::new(fixture.root.path(), "agent", Mode::Direct);
     assert_eq!(fixture.directory.restore().to_string(), "version 1");
     fixture.ensure(&held(2, "sk-2", r#""apiKey""#));
     assert_eq!(fixture.read("apiKey").as_deref(), Some("sk-2"));

@@ -5,14 +5,13 @@ use hyper::Uri;
 use hyper::header::{COOKIE, HeaderName, HeaderValue, PROXY_AUTHORIZATION};
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
+use llmwarden_proto::names;
 use llmwarden_proto::profile::AuthHeader;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::{Choice, ConstantTimeEq};
 
 use super::query::parameters;
 
-/// What every placeholder begins with.
-const PLACEHOLDERS: &[u8] = b"sk-llmwarden-";
 /// What is shorter, and begins as no key does, was made up to satisfy an SDK.
 const SHORTEST_KEY: usize = 20;
 /// Parameters of a query that providers take credentials from.
@@ -99,7 +98,7 @@ impl<'a> Verdict<'a> {
             return;
         }
         self.matches |= sent.ct_eq(self.expected);
-        let ours = sent.starts_with(PLACEHOLDERS);
+        let ours = sent.starts_with(names::PLACEHOLDER_PREFIX.as_bytes());
         let real = !ours && (sent.len() >= SHORTEST_KEY || sent.starts_with(b"sk-"));
         match self.worst {
             Unauthorized::RealKey => {}

@@ -1,7 +1,15 @@
-//! The proxy: what it decides about a request and an answer. Nothing here waits, or knows of a connection.
+//! The proxy: `/proxy/<access>/…` goes to the access' provider with the live key in place of the placeholder, and the answer
+//! comes back as it comes.
+//!
+//! What may pass is decided without waiting, in [`target`], [`caller`], [`routes`] and [`models`]; [`forward`] makes the
+//! exchange, and what is refused is told in the provider's own form ([`refusal`]).
 
+pub mod account;
+mod answer;
+mod body;
 pub mod caller;
 pub mod dead_key;
+mod forward;
 pub mod headers;
 pub mod json;
 pub mod models;
@@ -9,4 +17,321 @@ pub mod query;
 pub mod refusal;
 pub mod routes;
 pub mod target;
+mod upstream;
 pub mod usage;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{Either, Full};
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, HeaderValue, VIA};
+use hyper::http::request::Parts;
+use hyper::http::uri::{PathAndQuery, Uri};
+use hyper::{Request, Response};
+use hyper_util::client::proxy::matcher::Matcher;
+use llmwarden_proto::delivery::{ErrorShape, Upstream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tracing::warn;
+
+use crate::endpoint::guard::{self, Guard, Transport};
+use crate::metrics::Metrics;
+use crate::server::{Answer, Arrival};
+use crate::store::{Delivered, Held, Mode, Slot, Store};
+use account::{Account, Exchange};
+use answer::Relayed;
+use body::{Inbound, Inspection, MAX_HELD_TOTAL, Refused};
+use forward::{Answered, Forward, Head};
+use models::{Ambiguous, Scanner};
+use refusal::Refusal;
+use routes::{Decision, is_model_allowed};
+use target::Target;
+use upstream::Clients;
+
+/// How many requests may be on their way at a time.
+pub const MAX_REQUESTS: usize = 1_024;
+
+/// On every answer that is passed on.
+const VIA_US: HeaderValue = HeaderValue::from_static("1.1 llmwarden");
+
+/// What requests are passed on with.
+#[derive(Debug)]
+pub struct Proxy {
+    guard: Arc<Guard>,
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    /// Of each access that is used through the proxy here.
+    accesses: BTreeMap<String, Access>,
+    places: Arc<Semaphore>,
+    room: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Access {
+    account: Arc<Account>,
+    clients: Clients,
+}
+
+/// A refusal, and in which form it is told.
+struct Refuse {
+    refusal: Refusal,
+    shape: ErrorShape,
+}
+
+impl Proxy {
+    /// For the accesses of the store that are used through it, which go out as the environment says.
+    pub fn new(guard: Arc<Guard>, store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
+        let egress = Arc::new(Matcher::from_env());
+        let proxied = store
+            .accesses()
+            .filter(|access| store.get(access).is_some_and(|slot| slot.mode == Mode::Proxy));
+        let accesses = proxied.map(|access| {
+            let account = Arc::new(Account::new(access, metrics.proxy.clone()));
+            let clients = Clients::new(egress.clone());
+            (access.to_owned(), Access { account, clients })
+        });
+        Self {
+            accesses: accesses.collect(),
+            guard,
+            store,
+            metrics,
+            places: Arc::new(Semaphore::new(MAX_REQUESTS)),
+            room: Arc::new(Semaphore::new(MAX_HELD_TOTAL)),
+        }
+    }
+
+    /// Whether a request is one for the proxy.
+    pub fn is_asked<B>(request: &Request<B>) -> bool {
+        request.uri().path().starts_with(target::PREFIX)
+    }
+
+    /// How many running requests use each version of an access.
+    pub fn in_use(&self, access: &str) -> BTreeMap<u64, u64> {
+        self.accesses
+            .get(access)
+            .map(|access| access.account.in_use())
+            .unwrap_or_default()
+    }
+
+    /// Brings the metrics up to date.
+    pub fn show(&self) {
+        self.metrics
+            .proxy
+            .show(self.accesses.values().map(|access| access.account.as_ref()));
+    }
+
+    /// Answers a request.
+    pub async fn answer(&self, Arrival { request, place }: Arrival, transport: Transport) -> Answer {
+        place.set_streaming(true);
+        let (mut parts, body) = request.into_parts();
+        let has_body = !body.is_end_stream();
+        let access =
+            Target::parse(&parts.uri).map_or_else(|_| String::new(), |target| target.access.to_owned());
+        match self.pass_on(&access, &mut parts, body, transport).await {
+            Ok(answer) => answer,
+            Err(Refuse { refusal, shape }) => {
+                match self.accesses.get(&access) {
+                    Some(access) => access.account.refused(&refusal),
+                    None => self.metrics.refused(refusal.reason()),
+                }
+                let mut answer = refusal
+                    .response(shape, &access)
+                    .map(|body| Either::Left(Full::new(body)));
+                if has_body {
+                    // What is left of it is not read.
+                    answer
+                        .headers_mut()
+                        .insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                answer
+            }
+        }
+    }
+
+    async fn pass_on(
+        &self,
+        access: &str,
+        request: &mut Parts,
+        body: Incoming,
+        transport: Transport,
+    ) -> Result<Answer, Refuse> {
+        // Until it is known whose access it is.
+        let plainly = |refusal| Refuse {
+            refusal,
+            shape: ErrorShape::default(),
+        };
+        let origin = self.guard.check_origin(request, transport);
+        origin.map_err(|refusal| plainly(refusal.into()))?;
+        Target::parse(&request.uri).map_err(|tricky| plainly(tricky.into()))?;
+        let (slot, delivered) = self.held(access).map_err(plainly)?;
+        let Access { account, clients } = self
+            .accesses
+            .get(access)
+            .ok_or_else(|| plainly(Refusal::NotProxied))?;
+        let Some(upstream) = delivered.upstream() else {
+            return Err(plainly(Refusal::NoUpstream));
+        };
+        let passing = Passing {
+            upstream,
+            delivered: &delivered,
+            account,
+            clients,
+            slot,
+        };
+        let place = self.places.clone().try_acquire_owned();
+        let place = place.map_err(|_| Refusal::Busy);
+        let passed = async { passing.pass(request, body, place?, &self.room).await };
+        passed.await.map_err(|refusal| Refuse {
+            refusal,
+            shape: upstream.errors,
+        })
+    }
+
+    /// An access and what is held of it, if there is a key.
+    fn held(&self, access: &str) -> Result<(watch::Receiver<Slot>, Arc<Delivered>), Refusal> {
+        let slot = self.store.subscribe(access).ok_or(Refusal::UnknownAccess)?;
+        let held = slot.borrow().held.clone();
+        match held {
+            Held::Active(delivered) => Ok((slot, delivered)),
+            Held::Pending => Err(Refusal::NotThereYet),
+            Held::Withdrawn(withdrawn) => Err(Refusal::Withdrawn(withdrawn.reason)),
+        }
+    }
+}
+
+/// One request, and all that it takes to pass it on.
+struct Passing<'a> {
+    upstream: &'a Upstream,
+    delivered: &'a Arc<Delivered>,
+    account: &'a Arc<Account>,
+    clients: &'a Clients,
+    slot: watch::Receiver<Slot>,
+}
+
+impl Passing<'_> {
+    async fn pass(
+        self,
+        request: &mut Parts,
+        body: Incoming,
+        place: OwnedSemaphorePermit,
+        room: &Arc<Semaphore>,
+    ) -> Result<Answer, Refusal> {
+        let upstream = self.upstream;
+        caller::authenticate(request, &upstream.auth, self.delivered.placeholder())?;
+        let Target { path, query, .. } = Target::parse(&request.uri)?;
+        let inspect = match routes::decide(upstream, &request.method, path, query) {
+            Decision::Allow => false,
+            Decision::ModelInBody => true,
+            Decision::Model(model) => {
+                check_model(&upstream.models, Some(model))?;
+                false
+            }
+            Decision::Denied(reason) => return Err(Refusal::RouteDenied(reason.to_owned())),
+        };
+        let uri = destination(upstream, path, query).ok_or(Refusal::NoUpstream)?;
+        let client = self
+            .clients
+            .trusting(upstream.ca_bundle.as_deref())
+            .map_err(|error| {
+                warn!(%error, provider = upstream.provider, "the provider can't be called");
+                Refusal::NoUpstream
+            })?;
+        let mut headers = std::mem::take(&mut request.headers);
+        if inspect && is_encoded(&headers) {
+            return Err(Refusal::ModelUnreadable(Ambiguous::Syntax));
+        }
+        headers::outbound(&mut headers);
+        let mut exchange = Exchange::begin(self.account.clone(), self.delivered.version(), place);
+        let body = Inbound::read(body, room)
+            .await
+            .map_err(|_| Refusal::UpstreamUnreachable)?;
+        let mut inspection = None;
+        if inspect {
+            let mut scanner = Scanner::new(&upstream.models_elsewhere);
+            match &body {
+                Inbound::Whole { data, .. } => {
+                    scanner.push(data)?;
+                    check_model(&upstream.models, scanner.finish()?)?;
+                }
+                Inbound::Begun { .. } => {
+                    let models = upstream.models.clone();
+                    inspection = Some(Inspection {
+                        scanner,
+                        decide: Box::new(move |model| check_model(&models, model?)),
+                        refused: Refused::default(),
+                    });
+                }
+            }
+        }
+        let head = Head {
+            method: request.method.clone(),
+            uri,
+            headers,
+        };
+        let forward = Forward {
+            client,
+            upstream,
+            slot: self.slot,
+            delivered: self.delivered.clone(),
+        };
+        let answered = forward.exchange(head, body, inspection, &mut exchange).await?;
+        Ok(relay(answered, exchange))
+    }
+}
+
+fn relay(Answered { response, read }: Answered, mut exchange: Exchange) -> Answer {
+    let (head, rest) = response.into_parts();
+    exchange.answered(head.status);
+    let observer = if head.status.is_success() {
+        usage::Observer::of(&head.headers)
+    } else {
+        None
+    };
+    let relayed = Relayed::new(read, rest, observer, exchange);
+    // The version of the provider's protocol stays there.
+    let mut answer = Response::new(Either::Right(UnsyncBoxBody::new(relayed)));
+    *answer.status_mut() = head.status;
+    *answer.headers_mut() = head.headers;
+    headers::strip_hop_by_hop(answer.headers_mut());
+    answer.headers_mut().append(VIA, VIA_US);
+    answer
+}
+
+fn check_model(allowed: &[String], model: Option<String>) -> Result<(), Refusal> {
+    let model = model.ok_or(Refusal::ModelMissing)?;
+    if is_model_allowed(allowed, &model) {
+        return Ok(());
+    }
+    Err(Refusal::ModelNotAllowed {
+        model,
+        allowed: allowed.to_vec(),
+    })
+}
+
+/// A body in a coding is not what it seems to a reader of JSON.
+fn is_encoded(headers: &hyper::HeaderMap) -> bool {
+    let codings = headers.get_all(hyper::header::CONTENT_ENCODING);
+    codings.iter().any(|coding| coding != "identity")
+}
+
+/// The provider's URL: its scheme and authority, and the caller's path and query.
+fn destination(upstream: &Upstream, path: &str, query: Option<&str>) -> Option<Uri> {
+    let mut parts = upstream.base_url.as_deref()?.parse::<Uri>().ok()?.into_parts();
+    let target = match query {
+        Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
+        None => PathAndQuery::try_from(path),
+    };
+    parts.path_and_query = Some(target.ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+impl From<guard::Refusal> for Refusal {
+    fn from(refusal: guard::Refusal) -> Self {
+        match refusal {
+            guard::Refusal::Forwarded => Self::Forwarded,
+            guard::Refusal::Browser => Self::Browser,
+            _ => Self::Host,
+        }
+    }
+}

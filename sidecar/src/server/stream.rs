@@ -4,20 +4,27 @@
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::Place;
+
 /// How long a client may take to read what there is for it, once it has fallen behind.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may read nothing at all of a stream: it may be busy with what it has read.
+const STREAM_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// A connection as hyper sees it.
 #[derive(Debug)]
 pub(super) struct Stream<Io> {
     inner: Io,
-    /// Runs from the first write that had to wait until everything is written, however it trickles.
+    place: Arc<Place>,
+    /// Runs from the first write that had to wait until everything is written, however it trickles; of a stream, until
+    /// anything is.
     patience: Option<Pin<Box<Sleep>>>,
     /// Whether the client's side has ended.
     ended: bool,
@@ -26,9 +33,10 @@ pub(super) struct Stream<Io> {
 }
 
 impl<Io> Stream<Io> {
-    pub(super) fn new(inner: Io) -> Self {
+    pub(super) fn new(inner: Io, place: Arc<Place>) -> Self {
         Self {
             inner,
+            place,
             patience: None,
             ended: false,
             refused: false,
@@ -73,13 +81,15 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
             return Poll::Ready(Ok(head.len()));
         }
         let written = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
+        let streaming = this.place.is_streaming();
         if written.is_pending() {
-            let patience = this
-                .patience
-                .get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+            let limit = if streaming { STREAM_TIMEOUT } else { WRITE_TIMEOUT };
+            let patience = this.patience.get_or_insert_with(|| Box::pin(sleep(limit)));
             if patience.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
+        } else if streaming {
+            this.patience = None;
         }
         written
     }
@@ -104,11 +114,12 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
     }
 }
 
-/// hyper's answer to a head that it can't read: 4xx without a body. Every refusal of ours has one.
+/// hyper's answer to a head that it can't read: 4xx without a body. Every refusal of ours has one, and every answer that is
+/// passed on says through whom.
 fn is_refusal_without_words(answer: &[u8]) -> bool {
     const NO_BODY: &[u8] = b"\r\ncontent-length: 0\r\n";
+    const PASSED_ON: &[u8] = b"\r\nvia: ";
+    let holds = |line: &[u8]| answer.windows(line.len()).any(|part| part == line);
     let status = answer.strip_prefix(b"HTTP/1.1 ").unwrap_or_default();
-    status.starts_with(b"4")
-        && answer.ends_with(b"\r\n\r\n")
-        && answer.windows(NO_BODY.len()).any(|line| line == NO_BODY)
+    status.starts_with(b"4") && answer.ends_with(b"\r\n\r\n") && holds(NO_BODY) && !holds(PASSED_ON)
 }

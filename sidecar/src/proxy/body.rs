@@ -1,0 +1,276 @@
+//! Bodies of requests on their way to the provider. Small ones are held, so that they can be sent once more with another
+//! key; of the others only the last piece is, until it is known that all of it may go.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::models::{Ambiguous, Scanner};
+use super::refusal::Refusal;
+use crate::server::BoxError;
+
+/// The largest body that is held.
+const MAX_HELD: usize = 1024 * 1024;
+/// How much is held in the whole process.
+pub const MAX_HELD_TOTAL: usize = 16 * MAX_HELD;
+
+/// A request's body as it came: whole, or its beginning.
+#[derive(Debug)]
+pub enum Inbound {
+    /// All of it, which is held as long as the reservation.
+    Whole {
+        /// Its data.
+        data: Bytes,
+        /// Its trailers.
+        trailers: Option<HeaderMap>,
+        /// Its part of what may be held.
+        reservation: Option<OwnedSemaphorePermit>,
+    },
+    /// Too much of it to be held.
+    Begun {
+        /// What has been read.
+        read: VecDeque<Bytes>,
+        /// The rest.
+        rest: Incoming,
+        /// The part of what may be held that was read has.
+        reservation: Option<OwnedSemaphorePermit>,
+    },
+}
+
+impl Inbound {
+    /// Reads a body as far as there is room to hold it.
+    pub async fn read(mut body: Incoming, room: &Arc<Semaphore>) -> Result<Self, hyper::Error> {
+        let mut read = VecDeque::new();
+        let known = body
+            .size_hint()
+            .exact()
+            .and_then(|size| usize::try_from(size).ok());
+        if known == Some(0) {
+            return Ok(Self::whole(read, None, None));
+        }
+        let wanted = known.unwrap_or(MAX_HELD);
+        let permits = u32::try_from(wanted.min(MAX_HELD + 1)).unwrap_or(u32::MAX);
+        let reservation = (wanted <= MAX_HELD)
+            .then(|| room.clone().try_acquire_many_owned(permits).ok())
+            .flatten();
+        if reservation.is_none() {
+            return Ok(Self::Begun {
+                read,
+                rest: body,
+                reservation,
+            });
+        }
+        let (mut size, mut trailers) = (0, None);
+        while let Some(frame) = body.frame().await {
+            match frame?.into_data() {
+                Ok(data) => {
+                    size += data.len();
+                    read.push_back(data);
+                    if size > MAX_HELD {
+                        return Ok(Self::Begun {
+                            read,
+                            rest: body,
+                            reservation,
+                        });
+                    }
+                }
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            }
+        }
+        Ok(Self::whole(read, trailers, reservation))
+    }
+
+    fn whole(
+        mut read: VecDeque<Bytes>,
+        trailers: Option<HeaderMap>,
+        reservation: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        let data = match read.len() {
+            0 => Bytes::new(),
+            1 => read.pop_front().unwrap_or_default(),
+            _ => {
+                let mut all = BytesMut::with_capacity(read.iter().map(Bytes::len).sum());
+                for part in &read {
+                    all.extend_from_slice(part);
+                }
+                all.freeze()
+            }
+        };
+        Self::Whole {
+            data,
+            trailers,
+            reservation,
+        }
+    }
+}
+
+/// Looks for the model in a body that passes, and says whether the body may go.
+pub struct Inspection {
+    /// Reads the body.
+    pub scanner: Scanner,
+    /// Decides when all of it was read.
+    pub decide: Decide,
+    /// Where a refusal is left for whoever waits for the answer.
+    pub refused: Refused,
+}
+
+/// Decides about the model that a body names, if it names one.
+type Decide = Box<dyn FnOnce(Result<Option<String>, Ambiguous>) -> Result<(), Refusal> + Send>;
+
+/// A place for the refusal of a body that was already on its way.
+#[derive(Debug, Clone, Default)]
+pub struct Refused(Arc<Mutex<Option<Refusal>>>);
+
+impl Refused {
+    /// The refusal, once there is one.
+    pub fn take(&self) -> Option<Refusal> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn leave(&self, refusal: Refusal) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+    }
+}
+
+/// A body on its way to the provider.
+pub enum Outbound {
+    /// One that is held.
+    Held {
+        /// What is left to send of it.
+        data: Option<Bytes>,
+        /// What comes after it.
+        trailers: Option<HeaderMap>,
+    },
+    /// One that passes.
+    Passing(Box<Passing>),
+}
+
+/// A body that passes piece by piece.
+pub struct Passing {
+    /// What was read and may be sent or looked at next.
+    read: VecDeque<Frame<Bytes>>,
+    /// Held while some of that is left.
+    reservation: Option<OwnedSemaphorePermit>,
+    rest: Incoming,
+    /// The piece that goes when the next one has come, or when all of it may go.
+    withheld: Option<Frame<Bytes>>,
+    inspection: Option<Inspection>,
+}
+
+/// The body is not to arrive whole.
+#[derive(Debug, thiserror::Error)]
+#[error("the request was refused on its way")]
+struct Stopped;
+
+impl Outbound {
+    /// A body that was read whole. What is sent twice is not copied.
+    pub fn held(data: &Bytes, trailers: Option<&HeaderMap>) -> Self {
+        Self::Held {
+            data: Some(data.clone()).filter(|data| !data.is_empty()),
+            trailers: trailers.cloned(),
+        }
+    }
+
+    /// A body that was only begun.
+    pub fn passing(
+        read: VecDeque<Bytes>,
+        rest: Incoming,
+        reservation: Option<OwnedSemaphorePermit>,
+        inspection: Option<Inspection>,
+    ) -> Self {
+        Self::Passing(Box::new(Passing {
+            read: read.into_iter().map(Frame::data).collect(),
+            reservation,
+            rest,
+            withheld: None,
+            inspection,
+        }))
+    }
+}
+
+impl Passing {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        loop {
+            let next = match self.read.pop_front() {
+                Some(frame) => Some(frame),
+                None if self.reservation.take().is_some() => continue,
+                None => ready!(Pin::new(&mut self.rest).poll_frame(cx)).transpose()?,
+            };
+            let Some(inspection) = &mut self.inspection else {
+                return Poll::Ready(next.map(Ok));
+            };
+            match next {
+                Some(frame) if frame.is_data() => {
+                    let data = frame.data_ref().map(Bytes::as_ref).unwrap_or_default();
+                    if data.is_empty() {
+                        continue;
+                    }
+                    if let Err(ambiguous) = inspection.scanner.push(data) {
+                        inspection.refused.leave(ambiguous.into());
+                        return Poll::Ready(Some(Err(Stopped.into())));
+                    }
+                    if let Some(before) = self.withheld.replace(frame) {
+                        return Poll::Ready(Some(Ok(before)));
+                    }
+                }
+                // Trailers come after everything that is looked at.
+                end => {
+                    if let Some(inspection) = self.inspection.take()
+                        && let Err(refusal) = (inspection.decide)(inspection.scanner.finish())
+                    {
+                        inspection.refused.leave(refusal);
+                        return Poll::Ready(Some(Err(Stopped.into())));
+                    }
+                    self.read.extend(self.withheld.take().into_iter().chain(end));
+                    if self.read.is_empty() {
+                        return Poll::Ready(None);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Body for Outbound {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Held { data, trailers } => {
+                let data = data.take().map(Frame::data);
+                let frame = data.or_else(|| trailers.take().map(Frame::trailers));
+                Poll::Ready(frame.map(Ok))
+            }
+            Self::Passing(passing) => passing.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(
+            self,
+            Self::Held {
+                data: None,
+                trailers: None
+            }
+        )
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Held { data, .. } => SizeHint::with_exact(data.as_ref().map_or(0, Bytes::len) as u64),
+            // The request's own head says how long it is.
+            Self::Passing(_) => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! One exchange with a provider: the request goes out with the live key; if the provider says that the key is dead, once more
+//! with another one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderName};
+use hyper::{Method, Request, Response, Uri};
+use llmwarden_proto::delivery::Upstream;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::watch;
+use tracing::{debug, info};
+
+use super::account::Exchange;
+use super::body::{Inbound, Inspection, Outbound, Refused};
+use super::refusal::Refusal;
+use super::upstream::Client;
+use super::{dead_key, headers};
+use crate::store::{Delivered, Held, Slot};
+
+/// How long the head of an answer may take, the request's own body included: reasoning models think for minutes.
+const HEAD_TIMEOUT: Duration = Duration::from_mins(10);
+/// How much of an answer is read to see whether it says that the key is dead.
+const MAX_VERDICT: usize = 64 * 1024;
+/// How long the rest of that may take.
+const VERDICT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request waits for the next version after its key, which was good before, is found dead. A rotation reaches a
+/// pod in less.
+const NEXT_KEY: Duration = Duration::from_secs(3);
+
+/// A request as it is to go out, but for the key.
+pub struct Head {
+    /// Its method.
+    pub method: Method,
+    /// Where to.
+    pub uri: Uri,
+    /// Without anything of the caller's that is a credential, or is about the caller's connection only.
+    pub headers: HeaderMap,
+}
+
+/// An answer to pass on: what was read of its body, and the rest.
+pub struct Answered {
+    /// Its head, and what is to come of its body.
+    pub response: Response<Incoming>,
+    /// What was read of its body.
+    pub read: Option<Bytes>,
+}
+
+/// What an exchange is made with.
+pub struct Forward<'a> {
+    /// Connections to the provider.
+    pub client: Client,
+    /// How it is spoken to.
+    pub upstream: &'a Upstream,
+    /// The access as it is now, and as it becomes.
+    pub slot: watch::Receiver<Slot>,
+    /// What this request begins with.
+    pub delivered: Arc<Delivered>,
+}
+
+impl Forward<'_> {
+    /// Sends the request, and waits for the head of the answer that counts.
+    pub async fn exchange(
+        mut self,
+        head: Head,
+        body: Inbound,
+        inspection: Option<Inspection>,
+        exchange: &mut Exchange,
+    ) -> Result<Answered, Refusal> {
+        let key = self.delivered.live().map(|live| live.key.clone());
+        let key = key.ok_or(Refusal::NotThereYet)?;
+        // Held until the answer is there, as long as its reservation.
+        let (data, trailers, _reservation) = match body {
+            Inbound::Begun {
+                read,
+                rest,
+                reservation,
+            } => {
+                let refused = inspection.as_ref().map(|inspection| inspection.refused.clone());
+                let body = Outbound::passing(read, rest, reservation, inspection);
+                let response = self.send(&head, &key, body, refused.as_ref()).await?;
+                return match self.judge(response).await? {
+                    Verdict::PassOn(answered) => Ok(answered),
+                    // It is gone: only the caller can send it again.
+                    Verdict::Dead => Err(Refusal::DeadKey {
+                        retry: self.other_key(&key).await.is_some(),
+                    }),
+                };
+            }
+            Inbound::Whole {
+                data,
+                trailers,
+                reservation,
+            } => (data, trailers, reservation),
+        };
+        let body = || Outbound::held(&data, trailers.as_ref());
+        let response = self.send(&head, &key, body(), None).await?;
+        if let Verdict::PassOn(answered) = self.judge(response).await? {
+            if answered.response.status().is_success() {
+                self.delivered.trust();
+            }
+            return Ok(answered);
+        }
+        let Some((other, version)) = self.other_key(&key).await else {
+            return Err(Refusal::DeadKey { retry: false });
+        };
+        info!(
+            version,
+            "the provider says that the key is dead; once more with another one"
+        );
+        exchange.retry(version);
+        let response = self.send(&head, &other, body(), None).await?;
+        match self.judge(response).await? {
+            Verdict::PassOn(answered) => Ok(answered),
+            Verdict::Dead => Err(Refusal::DeadKey {
+                retry: other_than(&other, &self.slot.borrow()).is_some_and(|(_, newer)| newer > version),
+            }),
+        }
+    }
+
+    async fn send(
+        &self,
+        head: &Head,
+        key: &SecretString,
+        body: Outbound,
+        refused: Option<&Refused>,
+    ) -> Result<Response<Incoming>, Refusal> {
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method.clone();
+        *request.uri_mut() = head.uri.clone();
+        *request.headers_mut() = head.headers.clone();
+        let auth = &self.upstream.auth;
+        let name = HeaderName::try_from(&auth.header).map_err(|_| Refusal::NoUpstream)?;
+        let value = headers::authorization(auth, key).map_err(|_| Refusal::NoUpstream)?;
+        request.headers_mut().insert(name, value);
+        match tokio::time::timeout(HEAD_TIMEOUT, self.client.request(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => {
+                if let Some(refusal) = refused.and_then(Refused::take) {
+                    return Err(refusal);
+                }
+                debug!(
+                    error = &error as &dyn std::error::Error,
+                    "the provider was not reached"
+                );
+                Err(Refusal::UpstreamUnreachable)
+            }
+            Err(_) => Err(Refusal::UpstreamTimeout),
+        }
+    }
+
+    /// Whether an answer says that the key is dead.
+    async fn judge(&self, response: Response<Incoming>) -> Result<Verdict, Refusal> {
+        let status = response.status();
+        if !dead_key::may_be_dead_key(self.upstream, status) {
+            return Ok(Verdict::PassOn(Answered { response, read: None }));
+        }
+        let (head, mut body) = response.into_parts();
+        let mut read = BytesMut::new();
+        let reading = async {
+            while let Some(frame) = body.frame().await {
+                if let Ok(data) = frame.map_err(|_| Refusal::UpstreamUnreachable)?.into_data() {
+                    read.extend_from_slice(&data);
+                    if read.len() > MAX_VERDICT {
+                        break;
+                    }
+                }
+            }
+            Ok::<_, Refusal>(())
+        };
+        let in_time = tokio::time::timeout(VERDICT_TIMEOUT, reading).await;
+        in_time.map_err(|_| Refusal::UpstreamTimeout)??;
+        if dead_key::is_dead_key(self.upstream, status, &read) {
+            return Ok(Verdict::Dead);
+        }
+        Ok(Verdict::PassOn(Answered {
+            response: Response::from_parts(head, body),
+            read: Some(read.freeze()),
+        }))
+    }
+
+    /// A key other than the dead one: that of a newer version, else the one before. Without any, the next version is awaited
+    /// if the dead key was good before: somebody is about to replace it.
+    async fn other_key(&mut self, dead: &SecretString) -> Option<(SecretString, u64)> {
+        if let Some(other) = other_than(dead, &self.slot.borrow_and_update()) {
+            return Some(other);
+        }
+        if !self.delivered.is_trusted() {
+            return None;
+        }
+        let next = self.slot.wait_for(|slot| other_than(dead, slot).is_some());
+        let slot = tokio::time::timeout(NEXT_KEY, next).await;
+        let other = slot.ok()?.ok().and_then(|slot| other_than(dead, &slot));
+        if other.is_none() {
+            // The next ones need not wait.
+            self.delivered.doubt();
+        }
+        other
+    }
+}
+
+enum Verdict {
+    PassOn(Answered),
+    Dead,
+}
+
+fn other_than(dead: &SecretString, slot: &Slot) -> Option<(SecretString, u64)> {
+    let Held::Active(delivered) = &slot.held else {
+        return None;
+    };
+    let live = delivered.live()?;
+    let other = |key: &&SecretString| key.expose_secret() != dead.expose_secret();
+    let key = Some(&live.key).into_iter().chain(&live.previous).find(other)?;
+    Some((key.clone(), delivered.version()))
+}

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use llmwarden_proto::delivery::{Companion, Delivery, State};
 use llmwarden_proto::names;
-use llmwarden_sidecar::store::Held;
+use llmwarden_sidecar::store::{Held, Mode};
 
 const KEY: &[u8] = b"sk-test-fuzz";
 

@@ -85,7 +85,7 @@ async fn converse(sent: &[u8]) -> Vec<u8> {
     let metrics = Arc::new(Metrics::default());
     let stop = CancellationToken::new();
     let endpoint = Arc::new(Endpoint::new(
-        guard,
+        Arc::new(guard),
         Arc::new(store()),
         metrics.clone(),
         stop.clone(),

@@ -132,7 +132,9 @@ fn current(dir: &Path) -> io::Result<PathBuf> {
 
 fn read_version(dir: &Path, current: &Path) -> io::Result<Option<Seen>> {
     let document = read_file(&current.join(names::LIVE_JSON), MAX_DOCUMENT_BYTES)?;
-    let key = read_file(&current.join(names::API_KEY), MAX_KEY_BYTES)?;
+    let read_value = |name| read_file(&current.join(name), MAX_KEY_BYTES);
+    let key = read_value(names::API_KEY)?;
+    let (previous, placeholder) = (read_value(names::PREVIOUS_API_KEY)?, read_value(names::PLACEHOLDER)?);
     if document.is_none() && key.is_none() {
         // A missing directory is an error, unlike an empty one.
         return match std::fs::metadata(current) {
@@ -149,6 +151,8 @@ fn read_version(dir: &Path, current: &Path) -> io::Result<Option<Seen>> {
     let parsed = Companion::parse(|name| match name {
         names::LIVE_JSON => document.as_deref(),
         names::API_KEY => key.as_deref(),
+        names::PREVIOUS_API_KEY => previous.as_deref(),
+        names::PLACEHOLDER => placeholder.as_deref(),
         _ => None,
     });
     Ok(Some(match parsed {

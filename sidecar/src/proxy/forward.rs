@@ -12,7 +12,7 @@ use hyper::{Method, Request, Response, Uri};
 use llmwarden_proto::delivery::Upstream;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
-use tracing::{debug, info};
+use tracing::{info, warn};
 
 use super::account::Exchange;
 use super::body::{Inbound, Inspection, Outbound, Refused};
@@ -142,7 +142,7 @@ impl Forward<'_> {
                 if let Some(refusal) = refused.and_then(Refused::take) {
                     return Err(refusal);
                 }
-                debug!(
+                warn!(
                     error = &error as &dyn std::error::Error,
                     "the provider was not reached"
                 );

@@ -133,6 +133,9 @@ impl Service<Uri> for Egress {
             let Some(proxy) = proxy else {
                 return Ok(direct.call(destination).await?);
             };
+            if proxy.uri().scheme() != Some(&Scheme::HTTP) {
+                return Err("HTTPS_PROXY: only a proxy at an http:// URL can be used".into());
+            }
             let mut tunnel = Tunnel::new(proxy.uri().clone(), direct);
             if let Some(auth) = proxy.basic_auth() {
                 tunnel = tunnel.with_auth(auth.clone());

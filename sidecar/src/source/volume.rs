@@ -134,7 +134,10 @@ fn read_version(dir: &Path, current: &Path) -> io::Result<Option<Seen>> {
     let document = read_file(&current.join(names::LIVE_JSON), MAX_DOCUMENT_BYTES)?;
     let read_value = |name| read_file(&current.join(name), MAX_KEY_BYTES);
     let key = read_value(names::API_KEY)?;
-    let (previous, placeholder) = (read_value(names::PREVIOUS_API_KEY)?, read_value(names::PLACEHOLDER)?);
+    let (previous, placeholder) = (
+        read_value(names::PREVIOUS_API_KEY)?,
+        read_value(names::PLACEHOLDER)?,
+    );
     if document.is_none() && key.is_none() {
         // A missing directory is an error, unlike an empty one.
         return match std::fs::metadata(current) {

@@ -48,14 +48,18 @@ impl Setter<'_> {
             observed_generation: self.generation,
             last_transition_time: whole_seconds(self.now),
         };
-        match self.conditions.iter_mut().find(|c| c.type_ == condition.type_) {
-            Some(present) => {
-                if present.status == condition.status {
-                    condition.last_transition_time = present.last_transition_time.clone();
-                }
-                *present = condition;
+        if let Some(present) = self.conditions.iter_mut().find(|c| c.type_ == condition.type_) {
+            if present.status == condition.status {
+                condition.last_transition_time = present.last_transition_time.clone();
             }
-            None => self.conditions.push(condition),
+            *present = condition;
+        } else {
+            self.conditions.push(condition);
+            // Whichever came first, so that readers find them where they always are.
+            self.conditions.sort_by_key(|condition| {
+                let known = |kind: &ConditionType| kind.as_str() == condition.type_;
+                ConditionType::ALL.iter().position(known)
+            });
         }
     }
 

@@ -432,9 +432,7 @@ impl LLMProviderSpec {
     pub fn proxy_hindrance(&self) -> Option<String> {
         let kind = self.provider.as_str();
         if !self.provider.supports_proxy() {
-            return Some(format!(
-                "the SDKs of {kind} insist on https: remove injection.proxy"
-            ));
+            return Some(format!("the SDKs of {kind} insist on https: remove it"));
         }
         self.base_url().is_none().then(|| {
             format!("{kind} has no one base URL: ask the platform team to set spec.endpoint.baseURL of the LLMProvider")

@@ -24,6 +24,18 @@ pub enum ConditionType {
 }
 
 impl ConditionType {
+    /// All of them, in the order in which they are shown.
+    pub const ALL: [Self; 8] = [
+        Self::Ready,
+        Self::CredentialProvisioned,
+        Self::CredentialValid,
+        Self::RotationOverdue,
+        Self::LiveRotation,
+        Self::InjectionReady,
+        Self::SidecarOutdated,
+        Self::ModelsEnforced,
+    ];
+
     /// The `type` of the condition.
     pub const fn as_str(self) -> &'static str {
         match self {

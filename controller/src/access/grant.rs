@@ -158,9 +158,8 @@ fn proxied(seen: &Observation, provider: &LLMProvider) -> Result<bool, Refusal> 
     match provider.spec.proxy_hindrance() {
         None => Ok(true),
         Some(why) => {
-            let message = format!(
-                "the proxy (injection.proxy, or spec.proxy of the LLMProvider) is not possible: {why}"
-            );
+            let message =
+                format!("spec.injection.proxy (or spec.proxy of the LLMProvider) is not possible: {why}");
             Err(Refusal::held(Reason::ProxyUnsupported, message))
         }
     }

@@ -16,6 +16,8 @@ use crate::binaries;
 use crate::process::{Process, tail};
 
 const START: Duration = Duration::from_secs(30);
+/// By these a process is told to go out through a proxy.
+const EGRESS: [&str; 4] = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"];
 
 /// How a sidecar is started.
 #[derive(Debug, Clone)]
@@ -32,6 +34,8 @@ pub struct Options {
     pub kubeconfig: Option<PathBuf>,
     /// Level of the log.
     pub log_level: String,
+    /// More of its environment: nothing of this process' goes there that says which way out is.
+    pub env: Vec<(String, String)>,
     /// Where to deliver to; a new directory unless given.
     pub dir: Option<PathBuf>,
 }
@@ -46,6 +50,7 @@ impl Options {
             status: "127.0.0.1:0".to_owned(),
             kubeconfig: None,
             log_level: std::env::var(LEVEL_VARIABLE).unwrap_or_else(|_| "debug".to_owned()),
+            env: Vec::new(),
             dir: None,
         }
     }
@@ -65,6 +70,12 @@ impl Options {
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
             .args(["--status", &self.status])
             .env(LEVEL_VARIABLE, &self.log_level);
+        for variable in EGRESS {
+            command
+                .env_remove(variable)
+                .env_remove(variable.to_ascii_lowercase());
+        }
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         match &self.kubeconfig {
             Some(kubeconfig) => command.env("KUBECONFIG", kubeconfig),
             None => command.env_remove("KUBECONFIG"),

@@ -17,6 +17,7 @@ mod guard;
 mod guide;
 mod injection;
 mod policies;
+mod proxy;
 mod proxy_mode;
 mod readme;
 mod refresh;

@@ -46,6 +46,11 @@ pub async fn run(
     let Some(mut slot) = store.subscribe(access) else {
         return;
     };
+    // Until the source is read, nothing comes in the place of a key that direct mode left.
+    if let Err(error) = directory.forget_direct_mode() {
+        let shown = slot.borrow().file_version;
+        store.note_files(access, shown, Some(error.to_string()));
+    }
     loop {
         let Slot {
             held, file_version, ..
@@ -162,6 +167,16 @@ impl Directory {
             }
         }
         self.sweep()
+    }
+
+    /// In proxy mode, removes all that is not of it.
+    fn forget_direct_mode(&mut self) -> Result<(), Error> {
+        if self.mode == Mode::Proxy && matches!(self.restore(), Held::Pending) {
+            remove_file(&self.path.join(CURRENT))?;
+            self.link(&BTreeSet::new())?;
+            self.sweep()?;
+        }
+        Ok(())
     }
 
     fn shows(&self, delivered: &Delivered) -> bool {

@@ -38,7 +38,7 @@ pub struct Delivered {
     handed_out: SecretString,
     /// What the proxy puts in place of the placeholder. Absent in direct mode, and after a restart, as no file holds it.
     live: Option<Live>,
-    /// Whether the provider has taken the key.
+    /// Whether the key is taken for a good one: until the provider refuses it and no other one comes.
     trusted: AtomicBool,
 }
 
@@ -77,7 +77,7 @@ impl Delivered {
         self.trusted.store(false, Ordering::Relaxed);
     }
 
-    /// Whether the key was a good one when it was last heard of.
+    /// Whether the key was a good one when it was last heard of, if it ever was.
     pub fn is_trusted(&self) -> bool {
         self.trusted.load(Ordering::Relaxed)
     }
@@ -245,7 +245,7 @@ impl Held {
                     unreadable,
                     handed_out,
                     live,
-                    trusted: AtomicBool::new(false),
+                    trusted: AtomicBool::new(true),
                 }))
             }
             None => Self::Withdrawn(Withdrawn {

@@ -1,5 +1,5 @@
 //! One exchange with a provider: the request goes out with the live key; if the provider says that the key is dead, once more
-//! with another one.
+//! with another one, and, if that was the one before, with the next.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,9 +27,12 @@ const HEAD_TIMEOUT: Duration = Duration::from_mins(10);
 const MAX_VERDICT: usize = 64 * 1024;
 /// How long the rest of that may take.
 const VERDICT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a request waits for the next version after its key, which was good before, is found dead. A rotation reaches a
-/// pod in less.
+/// How long a request waits for the next version after its key is found dead: a rotation reaches a pod in less. Once that
+/// was in vain, others need not wait for it.
 const NEXT_KEY: Duration = Duration::from_secs(3);
+
+/// How many keys a request is tried with: the live one, the one before, and the next.
+const MAX_KEYS: usize = 3;
 
 /// A request as it is to go out, but for the key.
 pub struct Head {
@@ -71,7 +74,7 @@ impl Forward<'_> {
         exchange: &mut Exchange,
     ) -> Result<Answered, Refusal> {
         let key = self.delivered.live().map(|live| live.key.clone());
-        let key = key.ok_or(Refusal::NotThereYet)?;
+        let mut key = key.ok_or(Refusal::NotThereYet)?;
         // Held until the answer is there, as long as its reservation.
         let (data, trailers, _reservation) = match body {
             Inbound::Begun {
@@ -86,7 +89,7 @@ impl Forward<'_> {
                     Verdict::PassOn(answered) => Ok(answered),
                     // It is gone: only the caller can send it again.
                     Verdict::Dead => Err(Refusal::DeadKey {
-                        retry: self.other_key(&key).await.is_some(),
+                        retry: self.other_key(&[key]).await.is_some(),
                     }),
                 };
             }
@@ -96,28 +99,33 @@ impl Forward<'_> {
                 reservation,
             } => (data, trailers, reservation),
         };
-        let body = || Outbound::held(&data, trailers.as_ref());
-        let response = self.send(&head, &key, body(), None).await?;
-        if let Verdict::PassOn(answered) = self.judge(response).await? {
-            if answered.response.status().is_success() {
-                self.delivered.trust();
+        let mut delivered = self.delivered.clone();
+        let mut dead = Vec::new();
+        loop {
+            let body = Outbound::held(&data, trailers.as_ref());
+            let response = self.send(&head, &key, body, None).await?;
+            if let Verdict::PassOn(answered) = self.judge(response).await? {
+                let is_live = delivered.live().is_some_and(|live| same(&live.key, &key));
+                if answered.response.status().is_success() && is_live {
+                    delivered.trust();
+                }
+                return Ok(answered);
             }
-            return Ok(answered);
-        }
-        let Some((other, version)) = self.other_key(&key).await else {
-            return Err(Refusal::DeadKey { retry: false });
-        };
-        info!(
-            version,
-            "the provider says that the key is dead; once more with another one"
-        );
-        exchange.retry(version);
-        let response = self.send(&head, &other, body(), None).await?;
-        match self.judge(response).await? {
-            Verdict::PassOn(answered) => Ok(answered),
-            Verdict::Dead => Err(Refusal::DeadKey {
-                retry: other_than(&other, &self.slot.borrow()).is_some_and(|(_, newer)| newer > version),
-            }),
+            dead.push(key);
+            let other = self.other_key(&dead).await;
+            let Some((other, newer)) = other else {
+                return Err(Refusal::DeadKey { retry: false });
+            };
+            if dead.len() == MAX_KEYS {
+                return Err(Refusal::DeadKey { retry: true });
+            }
+            let version = newer.version();
+            info!(
+                version,
+                "the provider says that the key is dead; once more with another one"
+            );
+            exchange.retry(version);
+            (key, delivered) = (other, newer);
         }
     }
 
@@ -182,9 +190,9 @@ impl Forward<'_> {
         }))
     }
 
-    /// A key other than the dead one: that of a newer version, else the one before. Without any, the next version is awaited
-    /// if the dead key was good before: somebody is about to replace it.
-    async fn other_key(&mut self, dead: &SecretString) -> Option<(SecretString, u64)> {
+    /// A key other than the dead ones: that of a newer version, else the one before. Without any, the next version is awaited
+    /// unless that was in vain before: somebody is about to replace the key.
+    async fn other_key(&mut self, dead: &[SecretString]) -> Option<(SecretString, Arc<Delivered>)> {
         if let Some(other) = other_than(dead, &self.slot.borrow_and_update()) {
             return Some(other);
         }
@@ -192,13 +200,12 @@ impl Forward<'_> {
             return None;
         }
         let next = self.slot.wait_for(|slot| other_than(dead, slot).is_some());
-        let slot = tokio::time::timeout(NEXT_KEY, next).await;
-        let other = slot.ok()?.ok().and_then(|slot| other_than(dead, &slot));
-        if other.is_none() {
-            // The next ones need not wait.
-            self.delivered.doubt();
+        if let Ok(Ok(slot)) = tokio::time::timeout(NEXT_KEY, next).await {
+            return other_than(dead, &slot);
         }
-        other
+        // The next ones need not wait.
+        self.delivered.doubt();
+        None
     }
 }
 
@@ -207,12 +214,16 @@ enum Verdict {
     Dead,
 }
 
-fn other_than(dead: &SecretString, slot: &Slot) -> Option<(SecretString, u64)> {
+fn other_than(dead: &[SecretString], slot: &Slot) -> Option<(SecretString, Arc<Delivered>)> {
     let Held::Active(delivered) = &slot.held else {
         return None;
     };
     let live = delivered.live()?;
-    let other = |key: &&SecretString| key.expose_secret() != dead.expose_secret();
-    let key = Some(&live.key).into_iter().chain(&live.previous).find(other)?;
-    Some((key.clone(), delivered.version()))
+    let mut keys = Some(&live.key).into_iter().chain(&live.previous);
+    let key = keys.find(|key| dead.iter().all(|dead| !same(dead, key)))?;
+    Some((key.clone(), delivered.clone()))
+}
+
+fn same(one: &SecretString, other: &SecretString) -> bool {
+    one.expose_secret() == other.expose_secret()
 }

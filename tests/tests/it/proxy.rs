@@ -90,7 +90,10 @@ impl Proxied {
 
     /// [`request`](Self::request), without the placeholder.
     fn plain(&self, line: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
-        let mut head = format!("{line} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.sidecar.endpoint());
+        let mut head = format!(
+            "{line} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n",
+            self.sidecar.endpoint()
+        );
         for header in headers {
             head.extend([header, "\r\n"]);
         }
@@ -116,16 +119,25 @@ impl Proxied {
 
     /// Which versions running requests use.
     async fn in_use(&self) -> BTreeMap<u64, u64> {
-        self.sidecar.status().await.unwrap().accesses["agent"].in_use.clone()
+        self.sidecar.status().await.unwrap().accesses["agent"]
+            .in_use
+            .clone()
     }
 
     async fn await_in_use(&self, expected: BTreeMap<u64, u64>) {
-        eventually("the versions in use", SOON, async || same(&self.in_use().await, &expected)).await;
+        eventually("the versions in use", SOON, async || {
+            same(&self.in_use().await, &expected)
+        })
+        .await;
     }
 
     async fn refused(&self, reason: &str) -> f64 {
         let name = format!("{{access=\"agent\",reason=\"{reason}\"}}");
-        let all = self.sidecar.samples("llmwarden_sidecar_proxy_refusals_total").await.unwrap();
+        let all = self
+            .sidecar
+            .samples("llmwarden_sidecar_proxy_refusals_total")
+            .await
+            .unwrap();
         all.get(&name).copied().unwrap_or_default()
     }
 }
@@ -162,7 +174,10 @@ async fn await_version(sidecar: &Sidecar, version: u64) {
         let status = sidecar.status().await.map_err(|error| error.to_string())?;
         let agent = &status.accesses["agent"];
         same(&agent.problems, &Vec::new())?;
-        same(&(agent.version, agent.file_version), &(Some(version), Some(version)))
+        same(
+            &(agent.version, agent.file_version),
+            &(Some(version), Some(version)),
+        )
     })
     .await;
 }
@@ -222,7 +237,9 @@ impl Peer {
     async fn until(&mut self, words: &str) -> String {
         let mut from = 0;
         loop {
-            let found = self.ahead[from..].windows(words.len()).position(|part| part == words.as_bytes());
+            let found = self.ahead[from..]
+                .windows(words.len())
+                .position(|part| part == words.as_bytes());
             if let Some(at) = found {
                 let rest = self.ahead.split_off(from + at + words.len());
                 let text = std::mem::replace(&mut self.ahead, rest);
@@ -241,7 +258,9 @@ impl Peer {
     /// All that comes until the connection ends, and whether that was broken off.
     async fn rest(&mut self) -> (String, bool) {
         let mut all = std::mem::take(&mut self.ahead);
-        let end = timeout(SOON, self.stream.read_to_end(&mut all)).await.expect("an end");
+        let end = timeout(SOON, self.stream.read_to_end(&mut all))
+            .await
+            .expect("an end");
         (String::from_utf8_lossy(&all).into_owned(), end.is_err())
     }
 
@@ -256,4 +275,12 @@ fn assert_words(answer: &Answer, status: u16, words: &[&str]) {
     for word in words {
         assert!(answer.body.contains(word), "no {word:?} in {answer:?}");
     }
+}
+
+/// The most memory that the sidecar ever had, in KiB.
+fn peak(proxied: &Proxied) -> u64 {
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", proxied.sidecar.process().pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    peak.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
 }

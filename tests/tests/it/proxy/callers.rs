@@ -49,7 +49,11 @@ fn places(key: &str) -> Vec<(String, String)> {
         "x-goog-api-key: ",
     ];
     let headers = headers.map(|header| (format!("{header}{key}"), String::new()));
-    let parameters = [format!("key={key}"), format!("a=b&key={key}&c=d"), format!("api_key={key}")];
+    let parameters = [
+        format!("key={key}"),
+        format!("a=b&key={key}&c=d"),
+        format!("api_key={key}"),
+    ];
     let parameters = parameters.map(|parameter| ("X-Other: 1".to_owned(), parameter));
     headers.into_iter().chain(parameters).collect()
 }
@@ -98,7 +102,12 @@ async fn the_placeholder_is_taken_wherever_sdks_put_keys_and_nothing_else_of_the
             }
             assert_eq!(seen.headers.get_all(&header).iter().count(), 1, "{all}");
             let kept = parameters.contains("a=b");
-            assert_eq!(kept, seen.query.as_ref().is_some_and(|query| query.ends_with("a=b&c=d")));
+            assert_eq!(
+                kept,
+                seen.query
+                    .as_ref()
+                    .is_some_and(|query| query.ends_with("a=b&c=d"))
+            );
         }
     }
 }
@@ -110,8 +119,16 @@ async fn whoever_lacks_the_placeholder_is_told_so_as_the_provider_would() {
         let proxied = Proxied::start(upstream).await;
         let sent = [
             ("", "no_placeholder", "no API key was sent"),
-            ("sk-llmwarden-another", "wrong_placeholder", "is not the placeholder"),
-            (&PLACEHOLDER[..PLACEHOLDER.len() - 1], "wrong_placeholder", "is not the placeholder"),
+            (
+                "sk-llmwarden-another",
+                "wrong_placeholder",
+                "is not the placeholder",
+            ),
+            (
+                &PLACEHOLDER[..PLACEHOLDER.len() - 1],
+                "wrong_placeholder",
+                "is not the placeholder",
+            ),
             ("x", "wrong_placeholder", "is not the placeholder"),
             (KEY, "real_key", "a real API key seems to have been sent"),
         ];
@@ -144,7 +161,8 @@ async fn what_no_program_in_the_pod_sends_is_refused_before_anything_else() {
     let (provider, upstream) = fake(Kind::Openai).await;
     let mut direct = Volume::new().unwrap();
     direct.publish(1, KEY).unwrap();
-    let proxied = Proxied::start_with(upstream, |options| options.sources.push(direct.source("direct"))).await;
+    let proxied =
+        Proxied::start_with(upstream, |options| options.sources.push(direct.source("direct"))).await;
     let body = hello(false).to_string();
     let chat = format!("POST {CHAT}");
     for (line, header, status, words) in [
@@ -153,24 +171,77 @@ async fn what_no_program_in_the_pod_sends_is_refused_before_anything_else() {
         (&chat, "Sec-Fetch-Site: none", 403, "not for web pages"),
         (&chat, "X-Forwarded-For: 10.0.0.1", 400, "X-Forwarded"),
         (&chat, "Forwarded: for=10.0.0.1", 400, "X-Forwarded"),
-        ("POST /proxy/agent/../agent/v1/chat/completions", "X-A: 1", 400, "`..`"),
-        ("POST /proxy/agent/v1/%2e%2e/chat/completions", "X-A: 1", 400, "encoded dot"),
+        (
+            "POST /proxy/agent/../agent/v1/chat/completions",
+            "X-A: 1",
+            400,
+            "`..`",
+        ),
+        (
+            "POST /proxy/agent/v1/%2e%2e/chat/completions",
+            "X-A: 1",
+            400,
+            "encoded dot",
+        ),
         ("POST /proxy/agent/v1//chat/completions", "X-A: 1", 400, "`//`"),
-        ("POST http://localhost/proxy/agent/v1/chat/completions", "X-A: 1", 400, "scheme"),
-        ("POST /proxy/other/v1/chat/completions", "X-A: 1", 404, "no LLMAccess `other`"),
-        ("POST /proxy/direct/v1/chat/completions", "X-A: 1", 403, "through the proxy"),
-        ("POST /proxy/agent/v1/realtime/client_secrets", "X-A: 1", 403, "makes credentials"),
-        ("POST /proxy/agent/v1/Realtime/sessions", "X-A: 1", 403, "makes credentials"),
-        ("GET /proxy/agent/v1/organization/admin_api_keys", "X-A: 1", 403, "administers"),
+        (
+            "POST http://localhost/proxy/agent/v1/chat/completions",
+            "X-A: 1",
+            400,
+            "scheme",
+        ),
+        (
+            "POST /proxy/other/v1/chat/completions",
+            "X-A: 1",
+            404,
+            "no LLMAccess `other`",
+        ),
+        (
+            "POST /proxy/direct/v1/chat/completions",
+            "X-A: 1",
+            403,
+            "through the proxy",
+        ),
+        (
+            "POST /proxy/agent/v1/realtime/client_secrets",
+            "X-A: 1",
+            403,
+            "makes credentials",
+        ),
+        (
+            "POST /proxy/agent/v1/Realtime/sessions",
+            "X-A: 1",
+            403,
+            "makes credentials",
+        ),
+        (
+            "GET /proxy/agent/v1/organization/admin_api_keys",
+            "X-A: 1",
+            403,
+            "administers",
+        ),
         ("TRACE /proxy/agent/v1/models", "X-A: 1", 403, "TRACE"),
     ] {
-        let answer = proxied.ask(&proxied.request(line, &[header], body.as_bytes())).await;
+        let answer = proxied
+            .ask(&proxied.request(line, &[header], body.as_bytes()))
+            .await;
         assert_words(&answer, status, &["llmwarden: ", words]);
-        assert!(!answer.body.contains(KEY) && !answer.body.contains(PLACEHOLDER), "{answer:?}");
-        assert_words(&proxied.ask(&proxied.chat(&hello(false))).await, 200, &["piece 1"]);
+        assert!(
+            !answer.body.contains(KEY) && !answer.body.contains(PLACEHOLDER),
+            "{answer:?}"
+        );
+        assert_words(
+            &proxied.ask(&proxied.chat(&hello(false))).await,
+            200,
+            &["piece 1"],
+        );
     }
     let seen = provider.seen();
-    assert!(seen.iter().all(|seen| seen.path == "/v1/chat/completions" && seen.key == Some(0)), "{seen:?}");
+    assert!(
+        seen.iter()
+            .all(|seen| seen.path == "/v1/chat/completions" && seen.key == Some(0)),
+        "{seen:?}"
+    );
 }
 
 /// Fails where a key lies in a file of what was delivered.
@@ -191,8 +262,16 @@ async fn assert_placeholder(sidecar: &Sidecar) {
     assert_eq!(file, PLACEHOLDER);
     for path in ["/v1/keys/agent/apiKey", "/v1/keys/agent", "/v1/keys"] {
         let answer = sidecar.get(path).await.unwrap();
-        assert_eq!((answer.status, answer.body.contains(KEY)), (200, false), "{answer:?}");
-        assert_eq!(answer.body.contains(PLACEHOLDER), path != "/v1/keys", "{answer:?}");
+        assert_eq!(
+            (answer.status, answer.body.contains(KEY)),
+            (200, false),
+            "{answer:?}"
+        );
+        assert_eq!(
+            answer.body.contains(PLACEHOLDER),
+            path != "/v1/keys",
+            "{answer:?}"
+        );
     }
 }
 
@@ -226,7 +305,10 @@ async fn a_directory_of_direct_mode_is_no_way_to_the_key() {
     options.dir = Some(dir.path().join("run"));
     let direct = Sidecar::start(options.clone()).await.unwrap();
     await_version(&direct, 1).await;
-    assert_eq!(std::fs::read_to_string(direct.file("agent", names::API_KEY)).unwrap(), KEY);
+    assert_eq!(
+        std::fs::read_to_string(direct.file("agent", names::API_KEY)).unwrap(),
+        KEY
+    );
     drop(direct);
 
     volume.unmount().unwrap();
@@ -234,7 +316,11 @@ async fn a_directory_of_direct_mode_is_no_way_to_the_key() {
     let sidecar = Sidecar::start(options).await.unwrap();
     for path in ["/v1/keys/agent/apiKey", "/v1/keys/agent"] {
         let answer = sidecar.get(path).await.unwrap();
-        assert_eq!((answer.status, answer.body.contains(KEY)), (503, false), "{answer:?}");
+        assert_eq!(
+            (answer.status, answer.body.contains(KEY)),
+            (503, false),
+            "{answer:?}"
+        );
     }
     assert_no_key(&sidecar.dir());
     publish(&mut volume, &upstream, 1, KEY, None);
@@ -251,9 +337,16 @@ async fn without_a_placeholder_the_last_good_version_stays() {
     let status = await_problem(&proxied.sidecar, "agent", "placeholder").await;
     assert_eq!(status.version, Some(1));
     assert_placeholder(&proxied.sidecar).await;
-    assert_words(&proxied.ask(&proxied.chat(&hello(false))).await, 200, &["piece 1"]);
+    assert_words(
+        &proxied.ask(&proxied.chat(&hello(false))).await,
+        200,
+        &["piece 1"],
+    );
 
     proxied.version = 2;
     proxied.rotate(KEY, None).await;
-    assert_eq!(proxied.sidecar.status().await.unwrap().accesses["agent"].problems, [""; 0]);
+    assert_eq!(
+        proxied.sidecar.status().await.unwrap().accesses["agent"].problems,
+        [""; 0]
+    );
 }

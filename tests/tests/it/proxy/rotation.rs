@@ -2,10 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use llmwarden_tests::fake_provider::Pace;
+use llmwarden_tests::fake_provider::{End, Pace, Seen};
 use tokio::time::sleep;
 
 use super::*;
+
+/// How many programs ask at a time.
+const ASKERS: usize = 8;
 
 /// Sends requests one after another until told to stop: how many were answered, and what went wrong.
 async fn keep_asking(proxied: &Proxied, stream: bool, stop: &AtomicBool) -> (u32, Vec<String>) {
@@ -33,10 +36,11 @@ async fn fifty_rotations_under_load_are_not_noticed_though_old_keys_die_first() 
     });
     let stop = AtomicBool::new(false);
     let mut volume = std::mem::replace(&mut proxied.volume, Volume::new().unwrap());
-    let asking = (0..8).map(|number| keep_asking(&proxied, number % 2 == 1, &stop));
+    let asking = (0..ASKERS).map(|number| keep_asking(&proxied, number % 2 == 1, &stop));
     let rotating = async {
         let mut old = KEY.to_owned();
         for version in 2..=51 {
+            let key_number = usize::try_from(version).unwrap() - 1;
             let key = format!("sk-test-proxy-{version}-0123456789abcdef");
             provider.allow([key.as_str()]);
             // As long as the kubelet and an annotation take.
@@ -44,6 +48,13 @@ async fn fifty_rotations_under_load_are_not_noticed_though_old_keys_die_first() 
             let previous = (version % 2 == 0).then_some(old.as_str());
             publish(&mut volume, &proxied.upstream, version, &key, previous);
             await_version(&proxied.sidecar, version).await;
+            // Rotations are slower than requests.
+            eventually("requests with the new key", SOON, async || {
+                let with_it = |seen: &&Seen| seen.key == Some(key_number) && seen.end == Some(End::Complete);
+                provider.seen().iter().filter(with_it).count() >= ASKERS
+            })
+            .await;
+            provider.take_seen();
             old = key;
         }
         stop.store(true, Ordering::Relaxed);
@@ -51,10 +62,111 @@ async fn fifty_rotations_under_load_are_not_noticed_though_old_keys_die_first() 
     let (all, ()) = tokio::join!(futures::future::join_all(asking.collect::<Vec<_>>()), rotating);
     let answered: u32 = all.iter().map(|(answered, _)| answered).sum();
     let failures: Vec<_> = all.iter().flat_map(|(_, failures)| failures).collect();
-    assert!(failures.is_empty(), "{} of {answered}: {:#?}", failures.len(), failures.first());
+    assert!(
+        failures.is_empty(),
+        "{} of {answered}: {:#?}",
+        failures.len(),
+        failures.first()
+    );
     assert!(answered > 500, "{answered}");
-    let seen = provider.seen();
-    assert!(seen.iter().any(|seen| seen.key == Some(50)));
-    let retries = proxied.sidecar.samples("llmwarden_sidecar_proxy_retries_total").await.unwrap();
+    let retries = proxied
+        .sidecar
+        .samples("llmwarden_sidecar_proxy_retries_total")
+        .await
+        .unwrap();
     assert!(retries["{access=\"agent\"}"] >= 50.0, "{retries:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_before_is_taken_when_the_new_one_is_dead() {
+    let (provider, mut proxied) = Proxied::to_fake().await;
+    proxied.rotate(NEXT, Some(KEY)).await;
+    let answer = proxied.ask(&proxied.chat(&hello(false))).await;
+    assert_words(&answer, 200, &["piece 1"]);
+    let keys: Vec<_> = provider
+        .seen()
+        .iter()
+        .map(|seen| (seen.key, seen.status))
+        .collect();
+    assert_eq!(keys, [(None, Some(401)), (Some(0), Some(200))]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_key_without_another_is_told_in_our_words() {
+    for (kind, line, body) in [
+        (
+            ProviderKind::Openai,
+            format!("POST {CHAT}"),
+            hello(false).to_string(),
+        ),
+        (
+            ProviderKind::Anthropic,
+            "GET /proxy/agent/v1/models".to_owned(),
+            String::new(),
+        ),
+        (
+            ProviderKind::Gemini,
+            "GET /proxy/agent/v1beta/models".to_owned(),
+            String::new(),
+        ),
+        (
+            ProviderKind::AzureOpenai,
+            "GET /proxy/agent/openai/models?api-version=1".to_owned(),
+            String::new(),
+        ),
+    ] {
+        let (provider, upstream) = fake(kind).await;
+        let proxied = Proxied::start(upstream).await;
+        provider.allow([NEXT]);
+        let begun = std::time::Instant::now();
+        for attempt in 1..=5 {
+            let answer = proxied.ask(&proxied.request(&line, &[], body.as_bytes())).await;
+            let words = ["llmwarden: the provider refuses the key of LLMAccess `agent`"];
+            assert_words(&answer, 401, &words);
+            assert_eq!(answer.header("x-should-retry"), Some("false"));
+            for theirs in [
+                KEY,
+                "sk-test",
+                "cdef",
+                "Incorrect",
+                "invalid",
+                "API key not valid",
+            ] {
+                let ours = answer.body.replace("invalid_request_error", "");
+                assert!(!ours.contains(theirs), "{kind:?} {theirs}: {answer:?}");
+            }
+            assert_eq!(provider.seen().len(), attempt);
+        }
+        // The first one waited for another key in vain, and the others did not.
+        assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+        assert_eq!(proxied.refused("dead_key").await, 5.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sent_a_large_body_is_told_to_send_it_again() {
+    let (provider, mut proxied) = Proxied::to_fake().await;
+    let mut body = hello(false);
+    body["padding"] = "x".repeat(2 << 20).into();
+    let request = proxied.chat(&body);
+    assert_words(&proxied.ask(&request).await, 200, &["piece 1"]);
+    provider.allow([NEXT]);
+    let asking = proxied.send(&request).await;
+    eventually("the refusal of the old key", SOON, async || {
+        provider
+            .seen()
+            .get(1)
+            .is_some_and(|seen| seen.status == Some(401))
+    })
+    .await;
+    proxied.rotate(NEXT, None).await;
+    let answer = asking.answer().await;
+    assert_words(&answer, 401, &["which has been replaced since: try again"]);
+    assert_eq!(answer.header("x-should-retry"), Some("true"));
+    assert_words(&proxied.ask(&request).await, 200, &["piece 1"]);
+
+    provider.allow([KEY]);
+    let answer = proxied.ask(&request).await;
+    assert_words(&answer, 401, &["have it replaced in the master Secret"]);
+    assert_eq!(answer.header("x-should-retry"), Some("false"));
 }

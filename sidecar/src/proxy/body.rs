@@ -268,9 +268,11 @@ impl Body for Outbound {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Held { data, .. } => SizeHint::with_exact(data.as_ref().map_or(0, Bytes::len) as u64),
-            // The request's own head says how long it is.
-            Self::Passing(_) => SizeHint::default(),
+            Self::Held { data, trailers: None } => {
+                SizeHint::with_exact(data.as_ref().map_or(0, Bytes::len) as u64)
+            }
+            // Only chunks can have trailers. Of one that passes, the request's own head says how long it is.
+            Self::Held { .. } | Self::Passing(_) => SizeHint::default(),
         }
     }
 }

@@ -11,6 +11,7 @@ use hyper::header::{HeaderMap, HeaderName};
 use hyper::{Method, Request, Response, Uri};
 use llmwarden_proto::delivery::Upstream;
 use secrecy::{ExposeSecret, SecretString};
+use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -225,5 +226,6 @@ fn other_than(dead: &[SecretString], slot: &Slot) -> Option<(SecretString, Arc<D
 }
 
 fn same(one: &SecretString, other: &SecretString) -> bool {
-    one.expose_secret() == other.expose_secret()
+    let (one, other) = (one.expose_secret(), other.expose_secret());
+    one.as_bytes().ct_eq(other.as_bytes()).into()
 }

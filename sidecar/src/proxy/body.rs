@@ -57,7 +57,7 @@ impl Inbound {
         }
         let wanted = known.unwrap_or(MAX_HELD);
         let permits = u32::try_from(wanted.min(MAX_HELD + 1)).unwrap_or(u32::MAX);
-        let reservation = (wanted <= MAX_HELD)
+        let mut reservation = (wanted <= MAX_HELD)
             .then(|| room.clone().try_acquire_many_owned(permits).ok())
             .flatten();
         if reservation.is_none() {
@@ -83,6 +83,10 @@ impl Inbound {
                 }
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }
+        }
+        // What it did not need is for others: an answer may take minutes.
+        if let Some(reservation) = &mut reservation {
+            drop(reservation.split(reservation.num_permits().saturating_sub(size)));
         }
         Ok(Self::whole(read, trailers, reservation))
     }

@@ -27,7 +27,7 @@ use crate::support::SOON;
 const KEY: &str = "sk-test-proxy-first-0123456789abcdef";
 const NEXT: &str = "sk-test-proxy-next-0123456789abcdef";
 const PLACEHOLDER: &str = "sk-llmwarden-0123456789abcdef";
-/// Where requests for `agent` to an API like OpenAI's go.
+/// Where requests for `agent` to an API like `OpenAI`'s go.
 const CHAT: &str = "/proxy/agent/v1/chat/completions";
 
 /// A sidecar that passes the requests for `agent` on.
@@ -61,7 +61,7 @@ impl Proxied {
         }
     }
 
-    /// To a fake of an API like OpenAI's, which takes [`KEY`].
+    /// To a fake of an API like `OpenAI`'s, which takes [`KEY`].
     async fn to_fake() -> (FakeProvider, Self) {
         let (provider, upstream) = fake(ProviderKind::Openai).await;
         (provider, Self::start(upstream).await)
@@ -131,14 +131,20 @@ impl Proxied {
         .await;
     }
 
-    async fn refused(&self, reason: &str) -> f64 {
-        let name = format!("{{access=\"agent\",reason=\"{reason}\"}}");
+    /// A sample of the proxy's metrics about `agent`, by its name and its other label.
+    async fn sample(&self, name: &str, label: &str) -> Option<f64> {
+        let label = format!("{{access=\"agent\",{label}}}");
         let all = self
             .sidecar
-            .samples("llmwarden_sidecar_proxy_refusals_total")
+            .samples(&format!("llmwarden_sidecar_proxy_{name}"))
             .await
             .unwrap();
-        all.get(&name).copied().unwrap_or_default()
+        all.get(&label).copied()
+    }
+
+    async fn refused(&self, reason: &str) -> Option<f64> {
+        self.sample("refusals_total", &format!("reason=\"{reason}\""))
+            .await
     }
 }
 
@@ -182,7 +188,7 @@ async fn await_version(sidecar: &Sidecar, version: u64) {
     .await;
 }
 
-/// What a chat says that any provider like OpenAI understands.
+/// What a chat says that any provider like `OpenAI` understands.
 fn hello(stream: bool) -> Value {
     json!({ "model": "gpt-4o", "stream": stream, "messages": [{ "role": "user", "content": "hello" }] })
 }

@@ -139,7 +139,7 @@ async fn a_dead_key_without_another_is_told_in_our_words() {
         }
         // The first one waited for another key in vain, and the others did not.
         assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
-        assert_eq!(proxied.refused("dead_key").await, 5.0);
+        assert_eq!(proxied.refused("dead_key").await, Some(5.0));
     }
 }
 
@@ -169,4 +169,26 @@ async fn who_sent_a_large_body_is_told_to_send_it_again() {
     let answer = proxied.ask(&request).await;
     assert_words(&answer, 401, &["have it replaced in the master Secret"]);
     assert_eq!(answer.header("x-should-retry"), Some("false"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_wait_for_the_next_key_whatever_the_length_they_announce() {
+    let (provider, mut proxied) = Proxied::to_fake().await;
+    provider.allow([NEXT]);
+    let body = hello(false).to_string();
+    let head = proxied.request(&format!("POST {CHAT}"), &["Transfer-Encoding: chunked"], b"");
+    let chunk = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).into_bytes();
+    let request = [head, chunk].concat();
+    let mut asking = Vec::new();
+    for _ in 0..40 {
+        asking.push(proxied.send(&request).await);
+    }
+    eventually("the refusals of the old key", SOON, async || {
+        same(&provider.seen().len(), &asking.len())
+    })
+    .await;
+    proxied.rotate(NEXT, None).await;
+    for peer in asking {
+        assert_words(&peer.answer().await, 200, &["piece 1"]);
+    }
 }

@@ -67,14 +67,9 @@ async fn what_breaks_off_at_the_provider_breaks_off_for_the_client() {
         assert!(!text.ends_with(END), "{said:?} looks complete: {text}");
         assert!(!text.contains("content-length: 10\r\n"), "{text}");
     }
-    let endings = proxied
-        .sidecar
-        .samples("llmwarden_sidecar_proxy_endings_total")
-        .await
-        .unwrap();
     assert_eq!(
-        endings["{access=\"agent\",ending=\"broken\"}"], 3.0,
-        "{endings:?}"
+        proxied.sample("endings_total", "ending=\"broken\"").await,
+        Some(3.0)
     );
 
     let mut client = proxied.send(&proxied.chat(&hello(true))).await;
@@ -141,14 +136,9 @@ async fn a_stream_ends_on_the_key_that_it_began_with() {
         "{head}"
     );
     assert_eq!(proxied.in_use().await, [(1, 1), (2, 1)].into());
-    let in_flight = proxied
-        .sidecar
-        .samples("llmwarden_sidecar_proxy_in_flight")
-        .await
-        .unwrap();
     for version in [1, 2] {
-        let name = format!("{{access=\"agent\",version=\"{version}\"}}");
-        assert_eq!(in_flight[&name], 1.0, "{in_flight:?}");
+        let label = format!("version=\"{version}\"");
+        assert_eq!(proxied.sample("in_flight", &label).await, Some(1.0), "{version}");
     }
     provider.say(TWO).await;
     provider.say(END).await;

@@ -204,3 +204,27 @@ async fn requests_share_connections_on_both_sides() {
         .await;
     client.until("ok").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_before_the_request_has_ended_is_passed_on() {
+    const SIZE: usize = 64 << 20;
+    let (script, proxied) = Proxied::to_script().await;
+    let length = format!("Content-Length: {SIZE}");
+    for attempt in 0..5 {
+        let mut client = proxied
+            .send(&proxied.request(&format!("POST {CHAT}"), &[&length], b""))
+            .await;
+        client.say("{").await;
+        let (mut provider, _) = script.accept_request().await;
+        provider.until("{").await;
+        provider
+            .say("HTTP/1.1 413 Too Large\r\ncontent-length: 7\r\nconnection: close\r\n\r\ntoo big")
+            .await;
+        if attempt > 0 {
+            drop(provider);
+        }
+        let answer = client.until("too big").await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    }
+    proxied.await_in_use(BTreeMap::new()).await;
+}

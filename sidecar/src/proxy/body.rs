@@ -55,40 +55,41 @@ impl Inbound {
         if known == Some(0) {
             return Ok(Self::whole(read, None, None));
         }
-        let wanted = known.unwrap_or(MAX_HELD);
-        let permits = u32::try_from(wanted.min(MAX_HELD + 1)).unwrap_or(u32::MAX);
-        let mut reservation = (wanted <= MAX_HELD)
-            .then(|| room.clone().try_acquire_many_owned(permits).ok())
-            .flatten();
-        if reservation.is_none() {
+        let reserve = |size: usize| {
+            let permits = u32::try_from(size).ok().filter(|_| size <= MAX_HELD)?;
+            room.clone().try_acquire_many_owned(permits).ok()
+        };
+        // Without a length, room is taken as the body comes.
+        let Some(mut reservation) = reserve(known.unwrap_or(0)) else {
             return Ok(Self::Begun {
                 read,
                 rest: body,
-                reservation,
+                reservation: None,
             });
-        }
+        };
         let (mut size, mut trailers) = (0, None);
         while let Some(frame) = body.frame().await {
             match frame?.into_data() {
                 Ok(data) => {
                     size += data.len();
+                    let more = known.is_none().then(|| reserve(data.len()));
+                    let is_full = matches!(more, Some(None));
+                    if let Some(more) = more.flatten() {
+                        reservation.merge(more);
+                    }
                     read.push_back(data);
-                    if size > MAX_HELD {
+                    if is_full || size > MAX_HELD {
                         return Ok(Self::Begun {
                             read,
                             rest: body,
-                            reservation,
+                            reservation: Some(reservation),
                         });
                     }
                 }
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }
         }
-        // What it did not need is for others: an answer may take minutes.
-        if let Some(reservation) = &mut reservation {
-            drop(reservation.split(reservation.num_permits().saturating_sub(size)));
-        }
-        Ok(Self::whole(read, trailers, reservation))
+        Ok(Self::whole(read, trailers, Some(reservation)))
     }
 
     fn whole(

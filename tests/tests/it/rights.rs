@@ -212,8 +212,13 @@ impl Scene {
 
         let change = json!({ "stringData": { "api-key": KEYS[1] } });
         patch(&self.secrets(self.masters), &tenant.master, change).await;
-        // With that the pass is over: a request that comes before is met by the new key.
         self.await_occurrences(Reason::Rotated, 1).await;
+        // With that the pass is over: a request that comes before is met by the new key.
+        eventually("the rotation in the status", SOON, async || {
+            let access = tenant.accesses().get("agent").await.unwrap();
+            same(&access.status.map(|status| status.history.len()), &Some(2))
+        })
+        .await;
         assert_eq!(value(&tenant.secret("first").await, "apiKey"), KEYS[1]);
         for times in 1..=2 {
             let request = json!({ "metadata": { "annotations": { ROTATE_ANNOTATION: ROTATE_NOW } } });

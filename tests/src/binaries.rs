@@ -26,19 +26,25 @@ pub fn sidecar() -> Result<PathBuf> {
 /// The directory of `etcd`, `kube-apiserver`, `kubectl` and, unless it is envtest's, `kube-controller-manager`.
 pub fn control_plane() -> Result<PathBuf> {
     static DIR: Built = OnceLock::new();
-    once(&DIR, || module("cluster"))
+    once(&DIR, || build("build", "cluster"))
 }
 
 /// The `helm` program.
 pub fn helm() -> Result<PathBuf> {
     static PROGRAM: Built = OnceLock::new();
-    once(&PROGRAM, || Ok(module("helm")?.join("helm")))
+    once(&PROGRAM, || Ok(build("build", "helm")?.join("helm")))
 }
 
 /// The directory of the providers' SDKs, with a program on them for each language.
 pub fn clients() -> Result<PathBuf> {
     static DIR: Built = OnceLock::new();
-    once(&DIR, || module("clients"))
+    once(&DIR, || build("build", "clients"))
+}
+
+/// The program on Go's SDKs: static, so that it runs in an image of its own.
+pub fn go_client() -> Result<PathBuf> {
+    static PROGRAM: Built = OnceLock::new();
+    once(&PROGRAM, || Ok(build("clients/build", "go")?.join("go/clients")))
 }
 
 /// Cargo's target directory, of the build that the running program came from.
@@ -49,9 +55,9 @@ pub fn target_dir() -> Result<PathBuf> {
         .to_owned())
 }
 
-/// The directory of the programs that `tests/build` makes of what is pinned under this name.
-fn module(name: &str) -> Result<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("build");
+/// The directory of the programs that a script of `tests` makes of what is pinned under this name.
+fn build(script: &str, name: &str) -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
     let output = Command::new(&script)
         .arg(name)
         .env("CARGO_TARGET_DIR", target_dir()?)

@@ -11,6 +11,8 @@ use crate::process::output;
 
 /// The image of [`Image::busybox`].
 pub const BUSYBOX: &str = "localhost/busybox:test";
+/// The image of [`Image::program`].
+pub const PROGRAM: &str = "localhost/program:test";
 /// The authorities that a distribution trusts, without those that somebody added to this machine.
 const AUTHORITIES: &str = "/usr/share/ca-certificates/mozilla";
 
@@ -44,24 +46,34 @@ impl Image {
 
     /// The tools of a shell, as root. It sleeps unless told otherwise.
     pub async fn busybox(dir: &Path) -> Result<Self> {
-        Self::tools(BUSYBOX, 0, dir).await
+        Self::tools(BUSYBOX, 0, None, dir).await
     }
 
     /// In place of an agent's image, which can't be pulled: the tools of a shell, as this user, and the page under
     /// `/www` that kagent asks its agents for.
     pub async fn agent(user: u32, dir: &Path) -> Result<Self> {
-        Self::tools(&format!("localhost/agent-{user}:test"), user, dir).await
+        Self::tools(&format!("localhost/agent-{user}:test"), user, None, dir).await
     }
 
-    async fn tools(reference: &str, user: u32, dir: &Path) -> Result<Self> {
+    /// An agent that is this static program, with the tools of a shell to look around in its container.
+    pub async fn program(program: &Path, user: u32, dir: &Path) -> Result<Self> {
+        Self::tools(PROGRAM, user, Some(program), dir).await
+    }
+
+    async fn tools(reference: &str, user: u32, program: Option<&Path>, dir: &Path) -> Result<Self> {
         let context = tempfile::tempdir_in(dir)?;
         fs::copy("/bin/busybox", context.path().join("busybox"))?;
         fs::write(context.path().join("agent-card.json"), "{}")?;
         let dockerfile = context.path().join("Dockerfile");
-        let text = format!(
-            "FROM scratch\nCOPY busybox /bin/busybox\nCOPY agent-card.json /www/.well-known/agent-card.json\nUSER {user}\n\
-             ENTRYPOINT [\"/bin/busybox\", \"sleep\", \"infinity\"]\n"
+        let mut text = format!(
+            "FROM scratch\nCOPY busybox /bin/busybox\nCOPY agent-card.json /www/.well-known/agent-card.json\nUSER {user}\n"
         );
+        if let Some(program) = program {
+            fs::copy(program, context.path().join("program"))?;
+            text += "COPY program /program\nENTRYPOINT [\"/program\"]\n";
+        } else {
+            text += "ENTRYPOINT [\"/bin/busybox\", \"sleep\", \"infinity\"]\n";
+        }
         fs::write(&dockerfile, text)?;
         Self::build(reference, &dockerfile, context.path(), dir).await
     }

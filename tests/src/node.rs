@@ -13,6 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1;
 use kube::{Api, ResourceExt};
+use llmwarden_proto::names::STATUS_PORT;
+use llmwarden_proto::status::Status;
 use nix::mount::{MsFlags, mount};
 
 use crate::control_plane::ControlPlane;
@@ -140,6 +142,13 @@ pub fn logs(pod: &v1::Pod, container: &str) -> PathBuf {
 pub fn empty_dir(pod_uid: &str, volume: &str) -> PathBuf {
     let volumes = Path::new(PODS).join(pod_uid).join("volumes");
     volumes.join("kubernetes.io~empty-dir").join(volume)
+}
+
+/// What the sidecar of the pod with this address says at `/status`.
+pub async fn sidecar_status(pod_ip: &str) -> Result<Status> {
+    let url = format!("http://{pod_ip}:{STATUS_PORT}/status");
+    let text = tokio::task::spawn_blocking(move || ureq::get(&url).call()?.body_mut().read_to_string());
+    Ok(serde_json::from_str(&text.await??)?)
 }
 
 async fn start_containerd(dir: &Path) -> Result<Process> {

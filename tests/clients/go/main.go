@@ -111,7 +111,8 @@ func load(ctx context.Context, all scenarios) (string, error) {
 	if failures > 0 {
 		return "", fmt.Errorf("%d of %d failed", failures, requests)
 	}
-	return fmt.Sprintf("%d requests", requests), nil
+	// Each turn of a worker is one of each.
+	return fmt.Sprintf("%d requests, %d of them streams", requests, requests/2), nil
 }
 
 func main() {

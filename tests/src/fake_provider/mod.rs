@@ -1,4 +1,4 @@
-//! A fake: an LLM provider's API as the vendors document it, on loopback, for programs on the official SDKs to talk to.
+//! A fake: an LLM provider's API as the vendors document it, for programs on the official SDKs to talk to.
 //!
 //! It checks keys, speaks in the provider's own shapes and remembers what it saw. What it says has no meaning. One
 //! server stands for one provider; each API is a file of its own, and none of them keeps any state.
@@ -37,6 +37,8 @@ pub use reply::INPUT_TOKENS;
 pub struct FakeProvider {
     kind: ProviderKind,
     address: SocketAddr,
+    /// What its clients call it.
+    host: String,
     state: Arc<State>,
     /// What signed its certificate; plain HTTP without.
     authority: Option<(TempDir, PathBuf)>,
@@ -190,7 +192,8 @@ impl FakeProvider {
         Self::listen(kind, "127.0.0.1:0".parse()?, Some(&["localhost", "127.0.0.1"])).await
     }
 
-    /// Starts one at an address; over TLS with a certificate for these names, if there are any.
+    /// Starts one at an address; over TLS with a certificate for these names, if there are any: the first one stands in its
+    /// base URL.
     pub async fn listen(kind: ProviderKind, address: SocketAddr, names: Option<&[&str]>) -> Result<Self> {
         let listener = TcpListener::bind(address)
             .await
@@ -220,6 +223,10 @@ impl FakeProvider {
         Ok(Self {
             kind,
             address,
+            host: names
+                .and_then(|names| names.first())
+                .unwrap_or(&"localhost")
+                .to_string(),
             state,
             authority: kept,
         })
@@ -239,7 +246,8 @@ impl FakeProvider {
     pub fn base_url(&self) -> String {
         let scheme = if self.authority.is_some() { "https" } else { "http" };
         format!(
-            "{scheme}://localhost:{}{}",
+            "{scheme}://{}:{}{}",
+            self.host,
             self.address.port(),
             base_path(self.kind)
         )
@@ -277,6 +285,11 @@ impl FakeProvider {
     /// All requests so far, in the order in which they came.
     pub fn seen(&self) -> Vec<Seen> {
         self.state.inner().seen.values().cloned().collect()
+    }
+
+    /// Whether there was a request like this; the last ones are looked at first.
+    pub fn has_seen(&self, wanted: impl Fn(&Seen) -> bool) -> bool {
+        self.state.inner().seen.values().rev().any(wanted)
     }
 
     /// [`seen`](Self::seen), which begins anew.

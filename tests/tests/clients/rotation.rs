@@ -37,10 +37,8 @@ async fn rotate_under(program: Program, sdk: &str, kind: ProviderKind) {
     for rotation in 1..=ROTATIONS {
         proxied.rotate().await.unwrap();
         eventually("an answer to the new key", SOON, async || {
-            let seen = proxied.provider.seen();
-            seen.iter()
-                .rev()
-                .any(|seen| seen.key == Some(rotation) && seen.status == Some(200))
+            let provider = &proxied.provider;
+            provider.has_seen(|seen| seen.key == Some(rotation) && seen.status == Some(200))
         })
         .await;
     }

@@ -7,6 +7,7 @@ mod kagent;
 mod node;
 mod outage;
 mod pods;
+mod proxy;
 mod support;
 
 // The tests on a control plane alone need more of it.

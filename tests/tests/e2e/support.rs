@@ -140,6 +140,8 @@ impl Cluster {
         for user in USERS {
             images.push(Image::agent(user, dir).await.unwrap());
         }
+        let program = binaries::go_client().unwrap();
+        images.push(Image::program(&program, USERS[0], dir).await.unwrap());
         let begun = Instant::now();
         let node = Node::start(&installation, &images).await.unwrap();
         let until_ready = begun.elapsed();
@@ -352,6 +354,11 @@ impl<'a> AgentPod<'a> {
 
     /// What a script prints in the agent's container, errors included.
     pub async fn run(&self, script: &str) -> String {
+        self.run_in(AGENT, script).await
+    }
+
+    /// What a script prints in a container, errors included.
+    pub async fn run_in(&self, container: &str, script: &str) -> String {
         let mut kubectl = self.cluster.installation.kubectl();
         kubectl.args([
             "exec",
@@ -359,7 +366,7 @@ impl<'a> AgentPod<'a> {
             &self.namespace,
             &self.name,
             "--container",
-            AGENT,
+            container,
             "--",
         ]);
         let output = kubectl

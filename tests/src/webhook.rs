@@ -39,7 +39,7 @@ impl Installation {
     }
 
     /// Where the controller answers.
-    fn webhook_url(&self) -> Result<String> {
+    pub fn webhook_url(&self) -> Result<String> {
         let log = self.controller_log();
         // The last one that served is the one that runs.
         let line = log.lines().rfind(|line| line.contains("serving admission"));

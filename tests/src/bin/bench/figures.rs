@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::admission::Admission;
 use crate::delivery::{Delivery, ROTATIONS};
 use crate::endpoint::Throughput;
 use crate::scale::Scale;
@@ -20,6 +21,8 @@ pub struct Report {
     pub throughput: Option<Throughput>,
     /// Many accesses.
     pub scales: Vec<Scale>,
+    /// How long the webhook takes.
+    pub admission: Option<Admission>,
     /// What the programs weigh.
     pub weights: Vec<Weight>,
 }
@@ -42,6 +45,9 @@ impl Report {
         }
         for scale in &self.scales {
             println!("\n{}", scale.table());
+        }
+        if let Some(admission) = &self.admission {
+            println!("\n{}", admission.table());
         }
         println!();
         for weight in &self.weights {

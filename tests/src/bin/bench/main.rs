@@ -1,9 +1,10 @@
-//! `make bench`: how fast a key is delivered, how much the endpoint answers, how many accesses the controller carries, and
-//! what the programs weigh. Everything is compared with something bare that does the same in the same run, as a machine's
+//! `make bench`: how fast a key is delivered, how much the endpoint answers, how many accesses the controller carries, how
+//! long the API server waits for its webhook, and what the programs weigh. Everything is compared with something bare that does the same in the same run, as a machine's
 //! own figures say little.
 //!
-//! `BENCH=delivery,endpoint,scale` measures these alone.
+//! `BENCH=delivery,endpoint,scale,admission` measures these alone.
 
+mod admission;
 mod delivery;
 mod endpoint;
 mod figures;
@@ -42,6 +43,9 @@ async fn main() -> Result<()> {
             eprintln!("{}", scale.table());
             report.scales.push(scale);
         }
+    }
+    if wanted("admission") {
+        report.admission = Some(Box::pin(admission::measure()).await?);
     }
     report.publish(&binaries::target_dir()?.join("bench.json"))
 }

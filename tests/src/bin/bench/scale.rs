@@ -99,11 +99,11 @@ impl Scale {
 pub async fn measure(accesses: usize) -> Result<Scale> {
     eprintln!("{accesses} accesses: raw");
     let [raw_provision, raw_rotate] = {
-        let field = Field::start(accesses).await?;
+        let field = Field::start(accesses, &[]).await?;
         [field.write_raw(0).await?, field.write_raw(1).await?]
     };
     eprintln!("{accesses} accesses: controller");
-    let field = Field::start(accesses).await?;
+    let field = Field::start(accesses, &[]).await?;
     let before = field.writes().await?;
     let begun = Instant::now();
     field.llmwarden.start_controller().await?;
@@ -145,15 +145,16 @@ pub async fn measure(accesses: usize) -> Result<Scale> {
 }
 
 /// A control plane with providers, master keys and accesses, and no controller yet.
-struct Field {
-    llmwarden: Installation,
-    client: Client,
+pub struct Field {
+    pub llmwarden: Installation,
+    pub client: Client,
     accesses: Vec<LLMAccess>,
 }
 
 impl Field {
-    async fn start(accesses: usize) -> Result<Self> {
-        let llmwarden = Installation::start_logging(&[], "info").await?;
+    /// `flags` are those of the controller that is started on it.
+    pub async fn start(accesses: usize, flags: &[&str]) -> Result<Self> {
+        let llmwarden = Installation::start_logging(flags, "info").await?;
         llmwarden.stop_controller(Signal::SIGTERM).await?;
         let client = llmwarden.client();
         let namespaces = Api::<Namespace>::all(client.clone());
@@ -221,7 +222,7 @@ impl Field {
     }
 
     /// Waits until every access is Ready and has had `rotations` new keys.
-    async fn await_delivered(&self, rotations: usize) -> Result<()> {
+    pub async fn await_delivered(&self, rotations: usize) -> Result<()> {
         let mut waiting: BTreeSet<_> = self.accesses.iter().map(ResourceExt::name_any).collect();
         let api = Api::<LLMAccess>::all(self.client.clone());
         let mut changes = pin!(watcher(api, watcher::Config::default()).applied_objects());
@@ -290,7 +291,8 @@ where
         .await?)
 }
 
-fn namespace(number: usize) -> String {
+/// Where an access is.
+pub fn namespace(number: usize) -> String {
     format!("team-{}", number % NAMESPACES)
 }
 
@@ -332,6 +334,7 @@ fn access_object(number: usize) -> Value {
             "providerRef": { "name": provider(number) },
             "models": ["claude-sonnet-4-6"],
             "secretName": format!("agent-{number}-key"),
+            "workloadSelector": { "matchLabels": { "agent": format!("agent-{number}") } },
             "injection": { "env": [{ "name": "ANTHROPIC_API_KEY", "secretKey": "apiKey" }] },
         },
     })

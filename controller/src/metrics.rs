@@ -83,8 +83,8 @@ impl Metrics {
         self.leads.set(leads.into());
     }
 
-    /// Counts an answer to the API server: a pod was `injected`, `skipped` or `denied`, an access `left out`, or the request
-    /// was `invalid`.
+    /// Counts an answer to the API server: a pod was `injected`, `skipped` or `denied`, an access `left out`, what an access asks
+    /// for `taken` or `warned` of, or the request was `invalid`.
     pub fn admitted(&self, outcome: &'static str, reason: &'static str) {
         self.admissions
             .get_or_create(&AdmissionLabels { outcome, reason })
@@ -134,7 +134,7 @@ impl Exposition {
         );
         own.register(
             "admissions",
-            "Answers of the webhook about pods",
+            "Answers of the webhook about pods and accesses",
             metrics.admissions.clone(),
         );
         own.register_with_unit(

@@ -97,6 +97,7 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
         let webhook = Webhook {
             index: index.clone(),
             scope: scope.clone(),
+            trusted: trusted.clone(),
             template: options.webhook.template(),
             metrics: metrics.clone(),
         };

@@ -9,6 +9,11 @@ pub const MANAGED_BY: &str = "llmwarden";
 pub const ROTATE_ANNOTATION: &str = "llmwarden.io/rotate";
 /// The one value of [`ROTATE_ANNOTATION`] that is acted on.
 pub const ROTATE_NOW: &str = "now";
+/// Annotation on an `LLMAccess`: the user who asked for what it is now. The webhook sets it, and a policy keeps everybody from
+/// naming somebody else.
+pub const REQUESTED_BY_ANNOTATION: &str = "llmwarden.io/requested-by";
+/// The most characters of [`REQUESTED_BY_ANNOTATION`]: who is called longer is not named. The policy says the same.
+pub const MAX_REQUESTED_BY: usize = 1024;
 /// Annotation on a Secret that llmwarden does not own: its owner hands it over to the `LLMAccess` that is named here.
 pub const ADOPT_ANNOTATION: &str = "llmwarden.io/adopt";
 

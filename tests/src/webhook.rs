@@ -19,6 +19,8 @@ pub const CONFIGURATION: &str = "llmwarden";
 pub const ANNOTATED: &str = "annotated-pods-wait-for-the-llmwarden-controller.llmwarden.io";
 /// Name of the entry for all others.
 pub const OTHERS: &str = "pods.llmwarden.io";
+/// Name of the entry for accesses.
+pub const ACCESSES: &str = "llmaccesses.llmwarden.io";
 
 /// Where the webhook answers reviews.
 const PATH: &str = "/inject";

@@ -54,27 +54,43 @@ app.kubernetes.io/component: controller
 {{- join "," $all }}
 {{- end }}
 
-{{/* One entry of the webhook configuration. */}}
-{{- define "llmwarden.webhook" -}}
+{{/* CEL: something is asked of the controller: an access, another spec, or a rotation. */}}
+{{- define "llmwarden.asks" -}}
+request.operation == 'CREATE' || object.spec != oldObject.spec
+|| !({{ include "llmwarden.said" (dict "object" "object" "annotation" "rotate") }} in ['', {{ include "llmwarden.said" (dict "object" "oldObject" "annotation" "rotate") }}])
+{{- end }}
+
+{{/* CEL: an annotation of ours; empty when it is not there. */}}
+{{- define "llmwarden.said" -}}
+{{ .object }}.metadata.?annotations[?'llmwarden.io/{{ .annotation }}'].orValue('')
+{{- end }}
+
+{{/* Part of an entry of the webhook configuration: where the controller answers, and what happens when it does not. */}}
+{{- define "llmwarden.answers" -}}
 name: {{ .name }}
 admissionReviewVersions: [v1]
 clientConfig:
   {{- /* No caBundle: the controller keeps it, and what helm does not write it does not take away. */}}
   {{- with .root.Values.webhook.url }}
-  url: {{ . }}
+  url: {{ trimSuffix "/inject" . }}{{ $.path }}
   {{- else }}
   service:
     name: llmwarden-webhook
     namespace: {{ .root.Release.Namespace }}
-    path: /inject
+    path: {{ .path }}
     port: 443
   {{- end }}
 failurePolicy: {{ .failurePolicy }}
 timeoutSeconds: {{ .timeout }}
 sideEffects: None
+matchPolicy: Equivalent
+{{- end }}
+
+{{/* One entry of the webhook configuration, for pods. */}}
+{{- define "llmwarden.webhook" -}}
+{{ include "llmwarden.answers" (merge (dict "path" "/inject") .) }}
 # A pod that a later webhook gave more containers is seen again.
 reinvocationPolicy: IfNeeded
-matchPolicy: Equivalent
 rules:
   - apiGroups: [""]
     apiVersions: [v1]

@@ -1,6 +1,7 @@
 //! `LLMAccess`: observe, plan (pure), apply.
 
 pub mod apply;
+pub mod asked;
 pub mod desired;
 pub mod folding;
 pub mod grant;

@@ -146,7 +146,7 @@ pub fn refused(seen: &Observation, settings: &Settings, what: &str) -> Plan {
 }
 
 /// Nothing is known of the Secrets of other namespaces, and nothing may be written there.
-fn not_served(namespace: &str, served: &[String]) -> Option<Refusal> {
+pub(super) fn not_served(namespace: &str, served: &[String]) -> Option<Refusal> {
     if served.is_empty() || served.iter().any(|name| name == namespace) {
         return None;
     }
@@ -517,4 +517,4 @@ mod tests;
 #[cfg(test)]
 mod versions;
 #[cfg(test)]
-mod world;
+pub(super) mod world;

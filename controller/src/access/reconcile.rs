@@ -14,6 +14,7 @@ use llmwarden_proto::reason::Reason;
 use tracing::{debug, info, warn};
 
 use super::apply::{self, ApplyError};
+use super::asked::requested_by;
 use super::folding::Folding;
 use super::observe::{Observation, rotation_requested};
 use super::plan::{EventNote, Plan, Settings, plan, refused};
@@ -150,6 +151,7 @@ fn audit(seen: &Observation, plan: &Plan) {
         cause = ?change.trigger,
         key = change.key_id,
         requested = plan.rotation_handled,
+        requested_by = requested_by(seen, change, plan.rotation_handled),
         "the credential changed"
     );
 }

@@ -3,7 +3,7 @@
 
 mod env;
 pub mod obstacle;
-mod patch;
+pub mod patch;
 pub mod plan;
 pub mod select;
 pub mod serve;
@@ -64,7 +64,7 @@ impl SkipReason {
 }
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! fields that are newer than this program included.
 
 use json_patch::jsonptr::PointerBuf;
-use json_patch::{AddOperation, PatchOperation, ReplaceOperation};
+use json_patch::{AddOperation, PatchOperation, RemoveOperation, ReplaceOperation};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -24,6 +24,13 @@ impl Draft {
         self.0.push(PatchOperation::Replace(ReplaceOperation {
             path: PointerBuf::from_tokens(path.iter().copied()),
             value: json!(value),
+        }));
+    }
+
+    /// Removes what is there.
+    pub fn remove(&mut self, path: &[&str]) {
+        self.0.push(PatchOperation::Remove(RemoveOperation {
+            path: PointerBuf::from_tokens(path.iter().copied()),
         }));
     }
 

@@ -1,4 +1,5 @@
-//! The webhook's side of admission: reviews in, answers out. No request to the API server is made for one.
+//! The webhook's side of admission, of pods and of accesses: reviews in, answers out. No request to the API server is made for
+//! one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,15 +14,17 @@ use axum::response::IntoResponse;
 use axum::routing::post;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
 use kube::core::DynamicObject;
 use kube::core::admission::{
     AdmissionRequest, AdmissionResponse, AdmissionReview, ConvertAdmissionReviewError, Operation,
 };
+use kube::{Resource, ResourceExt};
 use llmwarden_proto::names;
 use rustls::ServerConfig;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tracing::{debug, info, warn};
 
@@ -30,11 +33,14 @@ use super::plan::plan;
 use super::select::{Scope, select};
 use super::sidecar::Template;
 use super::{Obstacle, Outcome, SkipReason};
+use crate::access::asked;
 use crate::index::watch::SharedIndex;
 use crate::metrics::Metrics;
 
-/// Where reviews are sent.
+/// Where reviews of pods are sent.
 pub const PATH: &str = "/inject";
+/// Where reviews of accesses are sent.
+pub const ACCESS_PATH: &str = "/access";
 /// The largest review that is read: objects have 3 MiB at most, and there is one in it.
 const MAX_REVIEW: usize = 4 * 1024 * 1024;
 /// How long a client may take for its TLS handshake, and then for its first request.
@@ -47,6 +53,8 @@ pub struct Webhook {
     pub index: SharedIndex,
     /// Where pods are injected.
     pub scope: Scope,
+    /// Namespaces that master keys may live in.
+    pub trusted: Vec<String>,
     /// The sidecar to inject.
     pub template: Template,
     /// Where answers are counted.
@@ -67,24 +75,37 @@ struct Identified {
 }
 
 impl Webhook {
-    /// Answers a review.
+    /// Answers a review of a pod.
     pub fn review(&self, body: &[u8]) -> AdmissionReview<DynamicObject> {
+        self.answered(body, "a pod", |request| self.answer(request))
+    }
+
+    /// Answers a review of an access.
+    pub fn review_access(&self, body: &[u8]) -> AdmissionReview<DynamicObject> {
+        self.answered(body, "an LLMAccess", |request| self.answer_access(request))
+    }
+
+    fn answered<K: Resource + DeserializeOwned>(
+        &self,
+        body: &[u8],
+        whose: &str,
+        answer: impl FnOnce(&AdmissionRequest<K>) -> AdmissionResponse,
+    ) -> AdmissionReview<DynamicObject> {
         let begin = Instant::now();
-        let request: Result<AdmissionRequest<Pod>, String> =
-            serde_json::from_slice::<AdmissionReview<Pod>>(body)
-                .map_err(|error| error.to_string())
-                .and_then(|review| {
-                    let request = review.try_into();
-                    request.map_err(|error: ConvertAdmissionReviewError| error.to_string())
-                });
+        let request: Result<AdmissionRequest<K>, String> = serde_json::from_slice::<AdmissionReview<K>>(body)
+            .map_err(|error| error.to_string())
+            .and_then(|review| {
+                let request = review.try_into();
+                request.map_err(|error: ConvertAdmissionReviewError| error.to_string())
+            });
         let response = match request {
-            Ok(request) => self.answer(&request),
+            Ok(request) => answer(&request),
             Err(error) => {
                 warn!(error, "a review that can't be read");
                 self.metrics.admitted("invalid", "Unreadable");
                 let uid = serde_json::from_slice::<Unreadable>(body).unwrap_or_default();
                 let mut response =
-                    AdmissionResponse::invalid(format!("not the AdmissionReview of a pod: {error}"));
+                    AdmissionResponse::invalid(format!("not the AdmissionReview of {whose}: {error}"));
                 response.uid = uid.request.uid;
                 response
             }
@@ -134,6 +155,32 @@ impl Webhook {
         outcome
     }
 
+    fn answer_access(&self, request: &AdmissionRequest<DynamicObject>) -> AdmissionResponse {
+        let mut response = AdmissionResponse::from(request);
+        let Some(access) = &request.object else {
+            return response;
+        };
+        let user = request.user_info.username.as_deref().unwrap_or_default();
+        let operations = asked::sign(access, request.old_object.as_ref(), user);
+        if !operations.is_empty() {
+            response = response
+                .with_patch(json_patch::Patch(operations))
+                .expect("a patch of JSON values becomes JSON");
+        }
+        let warnings = asked::warnings(
+            access,
+            request.namespace.as_deref().unwrap_or_default(),
+            &self.index.read(),
+            &self.trusted,
+            &self.scope.served,
+            Timestamp::now(),
+        );
+        let outcome = if warnings.is_empty() { "taken" } else { "warned" };
+        self.metrics.admitted(outcome, "LLMAccess");
+        response.warnings = Some(warnings).filter(|all| !all.is_empty());
+        response
+    }
+
     fn outcome(&self, pod: &Pod, namespace: &str) -> Outcome {
         let selection = select(pod, namespace, &self.scope, &self.index.read());
         selection.map_or_else(
@@ -180,6 +227,7 @@ pub async fn serve(
     info!(webhook = %listener.local_addr()?, "serving admission");
     let router = Router::new()
         .route(PATH, post(admit))
+        .route(ACCESS_PATH, post(admit_access))
         .layer(DefaultBodyLimit::max(MAX_REVIEW))
         .with_state(Arc::new(webhook));
     axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(tls))
@@ -193,7 +241,14 @@ pub async fn serve(
 }
 
 async fn admit(State(webhook): State<Arc<Webhook>>, body: Bytes) -> impl IntoResponse {
-    let review = webhook.review(&body);
-    let text = serde_json::to_vec(&review).expect("an answer has string keys and no failing values");
+    answer(&webhook.review(&body))
+}
+
+async fn admit_access(State(webhook): State<Arc<Webhook>>, body: Bytes) -> impl IntoResponse {
+    answer(&webhook.review_access(&body))
+}
+
+fn answer(review: &AdmissionReview<DynamicObject>) -> impl IntoResponse + use<> {
+    let text = serde_json::to_vec(review).expect("an answer has string keys and no failing values");
     ([(header::CONTENT_TYPE, "application/json")], text)
 }

@@ -65,6 +65,7 @@ fn answer(review: &Path, guide: fn() -> Index) -> Vec<PatchOperation> {
     let webhook = Webhook {
         index,
         scope: scope(),
+        trusted: Vec::new(),
         template: template(),
         metrics: Metrics::default(),
     };

@@ -8,13 +8,13 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
 use llmwarden_tests::installation::{ACCOUNT, SYSTEM};
-use llmwarden_tests::webhook::{ANNOTATED, CONFIGURATION, OTHERS};
+use llmwarden_tests::webhook::{ACCESSES, ANNOTATED, CONFIGURATION, OTHERS};
 use llmwarden_tests::{ControlPlane, chart, eventually};
 use serde_json::json;
 
 use crate::support::{SOON, create, object};
 
-/// What the API server trusts in the two entries, and where it finds who answers.
+/// What the API server trusts in each entry, and where it finds who answers.
 async fn entries(cluster: &ControlPlane) -> Vec<(String, Option<Vec<u8>>, Option<String>)> {
     let api = Api::<MutatingWebhookConfiguration>::all(cluster.client());
     let webhooks = api.get(CONFIGURATION).await.unwrap().webhooks.unwrap();
@@ -49,18 +49,18 @@ async fn its_controller_is_restricted_and_an_upgrade_leaves_its_bundle_alone() {
     let budgets = Api::<PodDisruptionBudget>::namespaced(client.clone(), SYSTEM);
     assert!(budgets.get_opt("llmwarden-controller").await.unwrap().is_some());
     let names = entries(&cluster).await.into_iter().map(|(name, ..)| name);
-    assert_eq!(names.collect::<Vec<_>>(), [ANNOTATED, OTHERS]);
+    assert_eq!(names.collect::<Vec<_>>(), [ANNOTATED, OTHERS, ACCESSES]);
 
     // As the controller does it.
     let bundle = ByteString(std::fs::read(cluster.authority()).unwrap());
-    let both =
-        [ANNOTATED, OTHERS].map(|name| json!({ "name": name, "clientConfig": { "caBundle": bundle } }));
+    let all = [ANNOTATED, OTHERS, ACCESSES]
+        .map(|name| json!({ "name": name, "clientConfig": { "caBundle": bundle } }));
     let controller = cluster.client_for(SYSTEM, ACCOUNT).await.unwrap();
     Api::<MutatingWebhookConfiguration>::all(controller)
         .patch(
             CONFIGURATION,
             &PatchParams::default(),
-            &Patch::Strategic(json!({ "webhooks": both })),
+            &Patch::Strategic(json!({ "webhooks": all })),
         )
         .await
         .unwrap();
@@ -84,6 +84,8 @@ async fn its_controller_is_restricted_and_an_upgrade_leaves_its_bundle_alone() {
         cluster.run_helm(upgrade.into_iter().chain(flags)).await.unwrap();
         for (name, trusted, url) in entries(&cluster).await {
             assert_eq!(trusted.as_ref(), Some(&bundle.0), "{name}");
+            let path = if name == ACCESSES { "access" } else { "inject" };
+            let expected = expected.as_ref().map(|url| url.replace("inject", path));
             assert_eq!(url, expected, "{name}");
         }
         let outside = expected.is_some();

@@ -92,7 +92,7 @@ async fn the_chart_takes_over_upgrades_and_keeps_its_definitions() {
         let checks = all.into_iter().map(|policy| policy.status?.type_checking);
         checks
             .collect::<Option<Vec<_>>>()
-            .filter(|checks| checks.len() == 4)
+            .filter(|checks| checks.len() == 5)
     })
     .await;
     assert!(

@@ -29,7 +29,7 @@ pub async fn shared() -> llmwarden_tests::installation::Shared {
 async fn register(installation: &Installation) {
     installation.register_webhook(LABEL).await.unwrap();
     let api = Api::<MutatingWebhookConfiguration>::all(installation.client());
-    eventually("caBundle in both entries", SOON, async || {
+    eventually("caBundle in every entry", SOON, async || {
         let webhooks = api.get(CONFIGURATION).await?.webhooks.unwrap_or_default();
         let trusted = webhooks
             .iter()

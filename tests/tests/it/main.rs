@@ -1,6 +1,7 @@
 //! llmwarden on a real control plane: one module per subject, one program, so that all share one installation.
 
 mod adoption;
+mod asked;
 mod attacks;
 mod canary;
 mod certificates;

@@ -51,6 +51,16 @@ impl Tenant {
         }
     }
 
+    /// The same, seen and changed by somebody else.
+    pub fn with_client(&self, client: Client) -> Self {
+        Self {
+            client,
+            namespace: self.namespace.clone(),
+            provider: self.provider.clone(),
+            master: self.master.clone(),
+        }
+    }
+
     /// Makes the namespace, with the label that the provider asks for if `enabled`.
     pub async fn create_namespace(&self, enabled: bool) {
         let labels = if enabled {

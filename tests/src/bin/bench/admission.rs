@@ -98,28 +98,29 @@ impl Times {
 impl Admission {
     /// Of the report.
     pub fn table(&self) -> String {
-        let mut text = format!(
-            "{:<52}{:>10}{:>10}{:>10}{:>10}{:>12}",
-            format!("{} accesses, {} reviews each", self.accesses, self.requests),
-            "p50 ms",
-            "p99 ms",
-            "bare p50",
-            "bare p99",
-            "p50 / bare"
-        );
-        for Asked { pod, webhook, bare } in &self.kinds {
-            text += &format!(
-                "\n{pod:<52}{:>10.2}{:>10.2}{:>10.2}{:>10.2}{:>12.1}",
+        let line = |asked: &Asked| {
+            let Asked { pod, webhook, bare } = asked;
+            format!(
+                "{pod:<52}{:>10.2}{:>10.2}{:>10.2}{:>10.2}{:>12.1}",
                 webhook.p50_ms,
                 webhook.p99_ms,
                 bare.p50_ms,
                 bare.p99_ms,
                 webhook.p50_ms / bare.p50_ms
-            );
-        }
-        text + &format!(
-            "\n{:<52}{:>10.2} mean",
-            "the API server's calls, as it measures them", self.api_server_mean_ms
+            )
+        };
+        let lines: Vec<_> = self.kinds.iter().map(line).collect();
+        format!(
+            "{:<52}{:>10}{:>10}{:>10}{:>10}{:>12}\n{}\n{:<52}{:>10.2} mean",
+            format!("{} accesses, {} reviews each", self.accesses, self.requests),
+            "p50 ms",
+            "p99 ms",
+            "bare p50",
+            "bare p99",
+            "p50 / bare",
+            lines.join("\n"),
+            "the API server's calls, as it measures them",
+            self.api_server_mean_ms
         )
     }
 }

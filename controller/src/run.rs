@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt};
 use kube::api::Api;
 use kube::runtime::controller::{Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::watcher;
+use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Client, Resource};
 use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::provider::LLMProvider;
@@ -119,6 +119,7 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
             recorder: Recorder::new(client.clone(), Reporter::from("llmwarden-controller")),
             told: access::told::Told::default(),
             folding: access::folding::Folding::default(),
+            superseded: access::superseded::Superseded::default(),
             metrics: metrics.clone(),
         }),
         providers: Arc::new(provider::Context {
@@ -219,7 +220,13 @@ impl Writer {
             providers: provider_queue,
             pods,
         } = self.accesses.index.subscribe();
-        let accesses = Controller::new(Api::<LLMAccess>::all(client.clone()), watcher::Config::default())
+        let (reader, writer) = reflector::store();
+        let watched = watcher(Api::<LLMAccess>::all(client.clone()), watcher::Config::default())
+            // Who set which field is most of an object in memory, and nothing is decided by it.
+            .modify(|access| access.metadata.managed_fields = None)
+            .reflect(writer)
+            .applied_objects();
+        let accesses = Controller::for_stream(watched, reader)
             .with_config(Config::default().concurrency(CONCURRENCY))
             .reconcile_on(queue(access_queue))
             .graceful_shutdown_on(tenure.clone().cancelled_owned())

@@ -158,18 +158,18 @@ fn classify(error: kube::Error, name: &str) -> ApplyError {
     }
 }
 
-/// Writes the status of a plan, if that changes anything.
-pub async fn write_status(client: &Client, access: &LLMAccess, plan: &Plan) -> Result<(), ApplyError> {
+/// Writes the status of a plan. False: that changed nothing, so no watch will tell of it.
+pub async fn write_status(client: &Client, access: &LLMAccess, plan: &Plan) -> Result<bool, ApplyError> {
     if access.status.as_ref() == Some(&plan.status) {
-        return Ok(());
+        return Ok(false);
     }
     let api: Api<LLMAccess> = Api::namespaced(client.clone(), &access.namespace().unwrap_or_default());
     let mut object = access.clone();
     object.status = Some(plan.status.clone());
-    object.metadata.managed_fields = None;
     let name = access.name_any();
     // Carries the resource version, so that no newer status is overwritten.
-    api.replace_status(&name, &PostParams::default(), &object)
+    let written = api
+        .replace_status(&name, &PostParams::default(), &object)
         .await
         .map_err(|error| match error {
             kube::Error::Api(status) if status.is_conflict() || status.is_not_found() => {
@@ -177,7 +177,7 @@ pub async fn write_status(client: &Client, access: &LLMAccess, plan: &Plan) -> R
             }
             error => error.into(),
         })?;
-    Ok(())
+    Ok(written.resource_version() != access.resource_version())
 }
 
 /// Removes the request to rotate that has been dealt with. False: it was gone, so another pass had dealt with it.

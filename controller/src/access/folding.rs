@@ -1,7 +1,6 @@
 //! Which events are folded into one object. The recorder folds those of one action, also if they differ in their words, which
 //! are then lost; and keeps all others apart, which an access that goes to and fro would make thousands of.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use jiff::Timestamp;
 use llmwarden_proto::reason::Reason;
 
 use super::plan::EventNote;
+use super::recent::Recent;
 use crate::index::secret::{Digest, digest};
 
 /// How many events of one reason that differ in their words an access has before the rest is folded.
@@ -17,32 +17,25 @@ const APART: usize = 5;
 const MEMORY: Duration = Duration::from_mins(6);
 
 /// The words of each reason's events, by the access's UID.
-#[derive(Default)]
-pub struct Folding(Mutex<HashMap<(String, Reason), Words>>);
+pub struct Folding(Mutex<Recent<(String, Reason), Vec<Digest>>>);
 
-struct Words {
-    apart: Vec<Digest>,
-    last: Timestamp,
+impl Default for Folding {
+    fn default() -> Self {
+        Self(Mutex::new(Recent::new(MEMORY)))
+    }
 }
 
 impl Folding {
     /// The action to publish an event with.
     pub fn action(&self, uid: &str, event: &EventNote, now: Timestamp) -> String {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, words| words.last.saturating_add(MEMORY).is_ok_and(|end| end > now));
-        let words = all
-            .entry((uid.to_owned(), event.reason))
-            .or_insert_with(|| Words {
-                apart: Vec::new(),
-                last: now,
-            });
-        words.last = now;
+        let apart = all.touch((uid.to_owned(), event.reason), now);
         let these = digest(event.message.as_bytes());
-        if !words.apart.contains(&these) {
-            if words.apart.len() == APART {
+        if !apart.contains(&these) {
+            if apart.len() == APART {
                 return "Reconcile".to_owned();
             }
-            words.apart.push(these);
+            apart.push(these);
         }
         let [a, b, c, d, ..] = these;
         format!("Reconcile-{a:02x}{b:02x}{c:02x}{d:02x}")

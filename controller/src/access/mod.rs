@@ -9,6 +9,8 @@ pub mod observe;
 pub mod plan;
 pub mod pods;
 pub mod promises;
+pub mod recent;
 pub mod reconcile;
 pub mod status;
+pub mod superseded;
 pub mod told;

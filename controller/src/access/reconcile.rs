@@ -11,13 +11,15 @@ use kube::runtime::events::Recorder;
 use kube::{Client, ResourceExt};
 use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::reason::Reason;
-use tracing::{debug, info, warn};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument, debug, info, warn};
 
 use super::apply::{self, ApplyError};
 use super::asked::requested_by;
 use super::folding::Folding;
 use super::observe::{Observation, rotation_requested};
 use super::plan::{EventNote, Plan, Settings, plan, refused};
+use super::superseded::Superseded;
 use super::told::Told;
 use crate::index::watch::SharedIndex;
 use crate::metrics::Metrics;
@@ -56,17 +58,25 @@ pub struct Context {
     pub told: Told,
     /// Which of them are folded.
     pub folding: Folding,
+    /// Which accesses were written since the watch brought them.
+    pub superseded: Superseded,
 }
 
 /// One pass over one access, that ends even if the API server is silent: a connection whose other end is gone says nothing.
+/// It is a task of its own, as the controller polls all passes under way whenever one of them has something to do.
 pub async fn reconcile(access: Arc<LLMAccess>, context: Arc<Context>) -> Result<Action, ApplyError> {
-    let pass = pass(access, &context);
-    tokio::time::timeout(PASS_PATIENCE, pass)
-        .await
-        .unwrap_or(Err(ApplyError::NoAnswer))
+    let pass = tokio::spawn(async move { pass(access, &context).await }.in_current_span());
+    match tokio::time::timeout(PASS_PATIENCE, AbortOnDropHandle::new(pass)).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
+        Err(_) => Err(ApplyError::NoAnswer),
+    }
 }
 
 async fn pass(access: Arc<LLMAccess>, context: &Context) -> Result<Action, ApplyError> {
+    if context.superseded.contains(&access) {
+        return Ok(Action::await_change());
+    }
     if rotation_requested(&access) && !master_is_current(&access, context).await? {
         return Ok(Action::requeue(MASTER_RETRY));
     }
@@ -112,7 +122,9 @@ async fn finish(
             context.told.remember(access, event, seen.now);
         }
     }
-    apply::write_status(&context.client, access, plan).await?;
+    if apply::write_status(&context.client, access, plan).await? {
+        context.superseded.insert(access, seen.now);
+    }
     audit(seen, plan);
     context.metrics.passed("settled");
     let first_to_handle =

@@ -1,7 +1,6 @@
 //! Which events have been told. An event comes before the status that it is about, so that a crash cannot swallow it; a pass
 //! whose status is not taken comes again, and must not tell it again.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,19 +9,25 @@ use kube::ResourceExt;
 use llmwarden_proto::access::LLMAccess;
 
 use super::plan::EventNote;
+use super::recent::Recent;
 use crate::index::secret::{Digest, digest};
 
 /// How long is remembered what was told of an access: longer than any pass is tried again for.
 const MEMORY: Duration = Duration::from_mins(10);
 
 /// What was told of each access since its status last changed, by the access's UID.
-#[derive(Default)]
-pub struct Told(Mutex<HashMap<String, Notes>>);
+pub struct Told(Mutex<Recent<String, Notes>>);
 
+#[derive(Default)]
 struct Notes {
     status: Digest,
     events: Vec<EventNote>,
-    at: Timestamp,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self(Mutex::new(Recent::new(MEMORY)))
+    }
 }
 
 impl Told {
@@ -36,19 +41,13 @@ impl Told {
     /// Remembers that an event was told.
     pub fn remember(&self, access: &LLMAccess, event: &EventNote, now: Timestamp) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, notes| notes.at.saturating_add(MEMORY).is_ok_and(|end| end > now));
         let status = status(access);
-        let notes = all.entry(uid(access)).or_insert_with(|| Notes {
-            status,
-            events: Vec::new(),
-            at: now,
-        });
+        let notes = all.touch(uid(access), now);
         if notes.status != status {
             notes.status = status;
             notes.events.clear();
         }
         notes.events.push(event.clone());
-        notes.at = now;
     }
 }
 

@@ -1,0 +1,67 @@
+//! Which accesses the watch has yet to bring. A pass that begins between a write of a status and the word of it would plan
+//! from the old one: its write would be refused, and until then it would tell what has been told.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use llmwarden_proto::access::LLMAccess;
+
+use super::recent::Recent;
+
+/// How long is remembered what was replaced: longer than a watch takes that begins anew.
+const MEMORY: Duration = Duration::from_mins(10);
+
+/// The resource version of each access, by its UID, that this process has replaced by a newer one.
+pub struct Superseded(Mutex<Recent<String, Option<String>>>);
+
+impl Default for Superseded {
+    fn default() -> Self {
+        Self(Mutex::new(Recent::new(MEMORY)))
+    }
+}
+
+impl Superseded {
+    /// The access was written as it was seen here, so the watch will bring it anew.
+    pub fn insert(&self, access: &LLMAccess, now: Timestamp) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *all.touch(access.uid().unwrap_or_default(), now) = access.resource_version();
+    }
+
+    /// Whether the access has been written since it was seen like this.
+    pub fn contains(&self, access: &LLMAccess) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&access.uid().unwrap_or_default())
+            .is_some_and(|version| version.is_some() && *version == access.resource_version())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn access(uid: &str, version: Option<&str>) -> LLMAccess {
+        serde_json::from_value(json!({
+            "apiVersion": "llmwarden.io/v1alpha1",
+            "kind": "LLMAccess",
+            "metadata": { "name": "agent", "uid": uid, "resourceVersion": version },
+            "spec": { "providerRef": { "name": "p" }, "secretName": "s" },
+        }))
+        .expect("an access")
+    }
+
+    #[test]
+    fn what_was_replaced_is_known_and_nothing_else() {
+        let superseded = Superseded::default();
+        superseded.insert(&access("a", Some("1")), Timestamp::UNIX_EPOCH);
+        assert!(superseded.contains(&access("a", Some("1"))));
+        for other in [access("a", Some("2")), access("b", Some("1")), access("b", None)] {
+            assert!(!superseded.contains(&other));
+        }
+        superseded.insert(&access("a", Some("2")), Timestamp::UNIX_EPOCH);
+        assert!(superseded.contains(&access("a", Some("2"))));
+    }
+}

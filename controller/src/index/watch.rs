@@ -170,7 +170,7 @@ pub fn start(
         Api::<LLMAccess>::all(client.clone()),
         Config::default(),
         done.clone(),
-        |access| access,
+        Seen::from,
         move |change| feed_access(&feed, change),
     ));
 
@@ -321,14 +321,30 @@ fn feed_kind<E: Kind>(feed: &SharedIndex, change: Change<E>, scope: impl Fn(&Key
     }
 }
 
-/// Three things are remembered of an access: what it wants, which others depend on, how it is, which changes more often, and
-/// what it offers to pods.
-fn feed_access(feed: &SharedIndex, change: Change<LLMAccess>) {
+/// Three things are remembered of an access: how it is, which changes most often, what it offers to pods, and what it wants,
+/// which others depend on.
+struct Seen {
+    health: Health,
+    offer: Arc<Offer>,
+    claim: Claim,
+}
+
+impl From<LLMAccess> for Seen {
+    fn from(access: LLMAccess) -> Self {
+        Self {
+            health: Health::from(&access),
+            offer: Arc::new(Offer::from(&access)),
+            claim: Claim::from(&access),
+        }
+    }
+}
+
+fn feed_access(feed: &SharedIndex, change: Change<Seen>) {
     match change {
-        Change::Apply(key, access) => {
-            feed.update(|index| index.apply(&key, Health::from(&access)));
-            feed.update(|index| index.apply(&key, Arc::new(Offer::from(&access))));
-            feed.update(|index| index.apply(&key, Claim::from(&access)));
+        Change::Apply(key, seen) => {
+            feed.update(|index| index.apply(&key, seen.health));
+            feed.update(|index| index.apply(&key, seen.offer));
+            feed.update(|index| index.apply(&key, seen.claim));
         }
         Change::Delete(key) => {
             feed.update(|index| index.delete::<Health>(&key));
@@ -336,18 +352,12 @@ fn feed_access(feed: &SharedIndex, change: Change<LLMAccess>) {
             feed.update(|index| index.delete::<Claim>(&key));
         }
         Change::Reset(all) => {
-            let health = all
-                .iter()
-                .map(|(key, access)| (key.clone(), Health::from(access)))
-                .collect();
-            let offers = all
-                .iter()
-                .map(|(key, access)| (key.clone(), Arc::new(Offer::from(access))))
-                .collect();
-            let claims = all
-                .into_iter()
-                .map(|(key, access)| (key, Claim::from(&access)))
-                .collect();
+            let (mut health, mut offers, mut claims) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+            for (key, seen) in all {
+                health.insert(key.clone(), seen.health);
+                offers.insert(key.clone(), seen.offer);
+                claims.insert(key, seen.claim);
+            }
             feed.update(|index| index.reset::<Health>(|_| true, health));
             feed.update(|index| index.reset::<Arc<Offer>>(|_| true, offers));
             feed.update(|index| index.reset::<Claim>(|_| true, claims));

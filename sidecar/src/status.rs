@@ -1,12 +1,14 @@
 //! Health, metrics and status, on a port of their own: for the kubelet, Prometheus and the controller. Never a value.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request, StatusCode};
 use llmwarden_proto::status::{AccessStatus, DeliveryState, SCHEMA, Status};
+use tracing::warn;
 
 use crate::endpoint::answer;
 use crate::endpoint::guard::Refusal;
@@ -14,6 +16,9 @@ use crate::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::server::Answer;
 use crate::store::{Held, Slot, Store};
+
+/// In the delivery directory, which lives as long as the pod: every access had a key.
+const STARTED_FILE: &str = "..started";
 
 /// What the answers are made from.
 #[derive(Debug)]
@@ -23,16 +28,20 @@ pub struct StatusPage {
     proxy: Arc<Proxy>,
     /// Once started, a sidecar stays so: a startup probe is about the first key.
     started: AtomicBool,
+    /// Says so to the sidecar's next run, whose key may have been withdrawn.
+    marker: PathBuf,
 }
 
 impl StatusPage {
-    /// About this store.
-    pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, proxy: Arc<Proxy>) -> Self {
+    /// About this store, of a sidecar that delivers to `dir`.
+    pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, proxy: Arc<Proxy>, dir: &Path) -> Self {
+        let marker = dir.join(STARTED_FILE);
         Self {
             store,
             metrics,
             proxy,
-            started: AtomicBool::new(false),
+            started: AtomicBool::new(marker.exists()),
+            marker,
         }
     }
 
@@ -69,8 +78,11 @@ impl StatusPage {
         let waiting = self.waiting(
             |slot| matches!(&slot.held, Held::Active(key) if slot.file_version == Some(key.version())),
         );
-        if waiting.is_empty() {
-            self.started.store(true, Ordering::Relaxed);
+        if waiting.is_empty() && !self.started.swap(true, Ordering::Relaxed) {
+            let written = std::fs::write(&self.marker, "");
+            if let Err(error) = written {
+                warn!(%error, file = %self.marker.display(), "the next run will not know that this one had every key");
+            }
         }
         if self.started.load(Ordering::Relaxed) {
             answer::text(StatusCode::OK, "ok")

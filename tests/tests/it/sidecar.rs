@@ -212,6 +212,20 @@ async fn after_a_crash_without_its_source_the_last_good_key_is_served() {
     assert_key(&sidecar, "agent", KEY).await;
     volume.publish(6, NEXT).unwrap();
     await_key(&sidecar, "agent", NEXT).await;
+
+    // Its pod has started, whatever became of the key since: only the first start waits for one.
+    volume.withdraw(7, "the label is gone").unwrap();
+    await_withdrawn(&sidecar, "agent", "the label is gone").await;
+    let sidecar = sidecar.restart().await.unwrap();
+    await_withdrawn(&sidecar, "agent", "the label is gone").await;
+    for probe in ["/startupz", "/readyz"] {
+        await_probe(&sidecar, probe, 200, "ok").await;
+    }
+    let mut late = Volume::new().unwrap();
+    late.withdraw(1, "the label is gone").unwrap();
+    let fresh = start(&[late.source("agent")]).await;
+    await_withdrawn(&fresh, "agent", "the label is gone").await;
+    await_probe(&fresh, "/startupz", 503, "withdrawn").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

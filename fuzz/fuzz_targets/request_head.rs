@@ -2,7 +2,6 @@
 //! sent, every answer is one of HTTP/1.1, and the connection ends.
 #![no_main]
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,7 +14,7 @@ use llmwarden_proto::names;
 use llmwarden_sidecar::endpoint::Endpoint;
 use llmwarden_sidecar::endpoint::guard::{Guard, Transport};
 use llmwarden_sidecar::metrics::Metrics;
-use llmwarden_sidecar::server::{Answer, Arrival, MAX_CONNECTIONS, Server};
+use llmwarden_sidecar::server::{Arrival, MAX_CONNECTIONS, Server};
 use llmwarden_sidecar::store::{Held, Mode, Slot, Store};
 use llmwarden_sidecar::token::Token;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -24,7 +23,6 @@ use tokio::sync::Semaphore;
 use tokio_util::net::Listener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::service_fn;
 
 const KEY: &[u8] = b"sk-test-fuzz";
 /// As it stands in the seeds.
@@ -97,10 +95,10 @@ async fn converse(sent: &[u8]) -> Vec<u8> {
         stop: stop.clone(),
         connections: connections.clone(),
     };
-    let service = service_fn(move |arrival: Arrival| {
+    let answer = move |arrival: Arrival| {
         let endpoint = endpoint.clone();
-        async move { Ok::<Answer, Infallible>(endpoint.answer(arrival, Transport::Tcp).await) }
-    });
+        async move { Ok(endpoint.answer(arrival, Transport::Tcp).await) }
+    };
     let (mut client, connection) = duplex(1024 * 1024);
     let talk = async {
         // It may have refused it before its end.
@@ -112,7 +110,7 @@ async fn converse(sent: &[u8]) -> Vec<u8> {
     };
     let answered = tokio::select! {
         answered = talk => answered,
-        () = server.serve(One(Some(connection)), service) => Vec::new(),
+        () = server.serve(One(Some(connection)), answer) => Vec::new(),
     };
     stop.cancel();
     connections.close();

@@ -19,7 +19,6 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::{Service, service_fn};
 use tracing::{info, warn};
 
 use crate::config::{Cli, Origin};
@@ -84,7 +83,7 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
     let endpoint = Arc::new(Endpoint::new(guard, store.clone(), metrics.clone(), stop.clone()));
     let over = |transport| {
         let (endpoint, proxy) = (endpoint.clone(), proxy.clone());
-        service_fn(move |arrival: Arrival| {
+        move |arrival: Arrival| {
             let (endpoint, proxy) = (endpoint.clone(), proxy.clone());
             async move {
                 Ok(if Proxy::is_asked(&arrival.request) {
@@ -93,10 +92,15 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
                     endpoint.answer(arrival, transport).await
                 })
             }
-        })
+        }
     };
-    let page = Arc::new(StatusPage::new(store.clone(), metrics.clone(), proxy.clone()));
-    let probes = service_fn(move |arrival: Arrival| ready(Ok(page.answer(&arrival.request))));
+    let page = Arc::new(StatusPage::new(
+        store.clone(),
+        metrics.clone(),
+        proxy.clone(),
+        dir,
+    ));
+    let probes = move |arrival: Arrival| ready(Ok(page.answer(&arrival.request)));
     tasks.spawn(server(streams).serve(endpoint_listener, over(Transport::Tcp)));
     tasks.spawn(serve_socket(
         socket.clone(),
@@ -204,15 +208,17 @@ async fn keep_directory(dir: PathBuf, mut lock: File, token: Arc<Token>) {
 }
 
 /// Serves the Unix socket until the stop, and makes it anew if somebody removes it.
-async fn serve_socket<S>(path: PathBuf, first: UnixListener, server: Server, service: S)
-where
-    S: Service<Arrival, Response = Answer, Error = Infallible, Future: Send> + Clone + Send + Unpin + 'static,
-{
+async fn serve_socket<F: Future<Output = Result<Answer, Infallible>> + Send + 'static>(
+    path: PathBuf,
+    first: UnixListener,
+    server: Server,
+    answer: impl Fn(Arrival) -> F + Clone + Send + 'static,
+) {
     let mut listener = Some(first);
     while !server.stop.is_cancelled() {
         if let Some(listener) = listener.take() {
             tokio::select! {
-                () = server.clone().serve(listener, service.clone()) => return,
+                () = server.clone().serve(listener, answer.clone()) => return,
                 () = replaced(&path) => {}
             }
         }

@@ -5,6 +5,7 @@ mod farewell;
 mod stream;
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,15 +15,14 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::net::Listener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::{Service, ServiceExt};
 use tracing::{debug, warn};
 
 use crate::metrics::Metrics;
@@ -105,16 +105,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Accepts connections until the stop, and has their requests answered by `service`.
-    pub async fn serve<L, S>(self, mut listener: L, service: S)
+    /// Accepts connections until the stop, and has their requests answered.
+    pub async fn serve<L, F>(self, mut listener: L, answer: impl Fn(Arrival) -> F + Clone + Send + 'static)
     where
         L: Listener,
         L::Io: Send + Unpin + 'static,
-        S: Service<Arrival, Response = Answer, Error = Infallible, Future: Send>
-            + Clone
-            + Send
-            + Unpin
-            + 'static,
+        F: Future<Output = Result<Answer, Infallible>> + Send + 'static,
     {
         let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
         loop {
@@ -138,7 +134,7 @@ impl Server {
                     streaming: AtomicBool::new(false),
                 });
                 self.connections
-                    .spawn(self.clone().converse(connection, place, service.clone()));
+                    .spawn(self.clone().converse(connection, place, answer.clone()));
             } else {
                 self.metrics.refused(Refusal::Connections.reason());
                 // Beyond these there is no room even for words.
@@ -152,17 +148,18 @@ impl Server {
         }
     }
 
-    async fn converse<Io, S>(self, connection: Io, place: Arc<Place>, service: S)
+    async fn converse<Io, F>(self, connection: Io, place: Arc<Place>, answer: impl Fn(Arrival) -> F)
     where
         Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        S: Service<Arrival, Response = Answer, Error = Infallible> + Clone + Unpin,
+        F: Future<Output = Result<Answer, Infallible>>,
     {
         let stream = Stream::new(connection, place.clone());
-        let service = service.map_request(move |request| Arrival {
-            request,
-            place: place.clone(),
+        let service = service_fn(move |request| {
+            answer(Arrival {
+                request,
+                place: place.clone(),
+            })
         });
-        let service = TowerToHyperService::new(service);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)

@@ -1,19 +1,19 @@
 //! What the sidecar holds of each access, and the rule for what replaces it.
 
+mod delivered;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use jiff::Timestamp;
-use llmwarden_proto::delivery::{Companion, Delivery, SCHEMA, State, Upstream};
+use llmwarden_proto::delivery::Companion;
 use llmwarden_proto::names;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-/// Features this sidecar knows, as a companion's `requires` names them.
-const FEATURES: &[&str] = &[];
+pub use delivered::{Delivered, Live, Value};
 
 /// Why a key is gone when nobody said why.
 const DELETED: &str = "the companion Secret was deleted or emptied";
@@ -26,128 +26,6 @@ pub enum Mode {
     Direct,
     /// The agent gets a placeholder, and the proxy puts the key in its place.
     Proxy,
-}
-
-/// A delivered version: the key and everything that goes with it.
-#[derive(Debug)]
-pub struct Delivered {
-    delivery: Delivery,
-    document: Vec<u8>,
-    unreadable: Vec<&'static str>,
-    /// What files and endpoint hand out: the key, or the placeholder.
-    handed_out: SecretString,
-    /// What the proxy puts in place of the placeholder. Absent in direct mode, and after a restart, as no file holds it.
-    live: Option<Live>,
-    /// Whether the key is taken for a good one: until the provider refuses it and no other one comes.
-    trusted: AtomicBool,
-}
-
-/// The keys that stay in the sidecar.
-#[derive(Debug)]
-pub struct Live {
-    /// The key of this version.
-    pub key: SecretString,
-    /// The one before, while it is still valid.
-    pub previous: Option<SecretString>,
-}
-
-impl Delivered {
-    /// Its version.
-    pub fn version(&self) -> u64 {
-        self.delivery.version
-    }
-
-    /// When it was made.
-    pub fn issued_at(&self) -> Timestamp {
-        self.delivery.issued_at
-    }
-
-    /// What the proxy uses; nothing in direct mode, or before the source was read again after a restart.
-    pub fn live(&self) -> Option<&Live> {
-        self.live.as_ref()
-    }
-
-    /// The provider has taken the key.
-    pub fn trust(&self) {
-        self.trusted.store(true, Ordering::Relaxed);
-    }
-
-    /// The provider has refused the key, and no other one has come.
-    pub fn doubt(&self) {
-        self.trusted.store(false, Ordering::Relaxed);
-    }
-
-    /// Whether the key was a good one when it was last heard of, if it ever was.
-    pub fn is_trusted(&self) -> bool {
-        self.trusted.load(Ordering::Relaxed)
-    }
-
-    /// What stands for the key in a proxied request.
-    pub fn placeholder(&self) -> &SecretString {
-        &self.handed_out
-    }
-
-    /// Where and how the provider is called.
-    pub fn upstream(&self) -> Option<&Upstream> {
-        self.delivery.upstream.as_ref()
-    }
-
-    /// The document as it came with the key. It holds no secret.
-    pub fn document(&self) -> &[u8] {
-        &self.document
-    }
-
-    /// Every name that has a value. Names that could not be files are left out.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        let values = self.delivery.values.keys();
-        let keys = &self.delivery.keys;
-        keys.iter()
-            .chain(values.filter(|name| !keys.contains(name)))
-            .map(String::as_str)
-            .filter(|name| is_data_name(name))
-    }
-
-    /// The value under a name: for most names, the key.
-    pub fn expose(&self, name: &str) -> Option<&str> {
-        if !is_data_name(name) {
-            None
-        } else if self.delivery.keys.iter().any(|key| key == name) {
-            Some(self.handed_out.expose_secret())
-        } else {
-            self.delivery.values.get(name).map(String::as_str)
-        }
-    }
-
-    /// What the companion asks for and this sidecar lacks: features by their names, or what it could not read.
-    pub fn lacking(&self) -> Vec<String> {
-        let Delivery {
-            schema,
-            state,
-            requires,
-            ..
-        } = &self.delivery;
-        let schema = (*schema > SCHEMA).then(|| format!("schema {schema}"));
-        let state = match state {
-            State::Other(state) => Some(format!("state {state}")),
-            State::Active | State::Withdrawn => None,
-        };
-        let fields = self.unreadable.iter().map(|field| format!("field {field}"));
-        let features = requires
-            .iter()
-            .filter(|feature| !FEATURES.contains(&feature.as_str()));
-        schema
-            .into_iter()
-            .chain(state)
-            .chain(fields)
-            .chain(features.cloned())
-            .collect()
-    }
-}
-
-/// A data name of a Secret that is not `.` or hidden from users, as names from `..` on are.
-fn is_data_name(name: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    !name.is_empty() && name.len() <= 253 && name != "." && !name.starts_with("..") && name.chars().all(plain)
 }
 
 /// What is held of one access.

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Response, StatusCode};
-use secrecy::zeroize::Zeroizing;
 use serde::Serialize;
 
 use crate::server::Answer;
@@ -27,8 +26,8 @@ pub fn json(status: StatusCode, document: &impl Serialize) -> Answer {
     }
 }
 
-/// A body with a key in it, which is wiped when it has been sent.
-pub fn secret(content_type: &'static str, body: Zeroizing<Vec<u8>>) -> Answer {
+/// A body with a key in it: what wipes itself once it has been sent.
+pub fn secret(content_type: &'static str, body: impl AsRef<[u8]> + Send + 'static) -> Answer {
     with(StatusCode::OK, content_type, Bytes::from_owner(body))
 }
 

@@ -118,9 +118,12 @@ impl Guard {
     /// Whether it comes from a local client, and not through one: the part of the rules that holds for the proxy too.
     pub fn check_origin(&self, request: &Parts, transport: Transport) -> Result<(), Refusal> {
         let headers = &request.headers;
-        let forwarded = |name: &HeaderName| name == FORWARDED || name.as_str().starts_with(FORWARDED_PREFIX);
-        if headers.keys().any(forwarded) {
-            return Err(Refusal::Forwarded);
+        let mut from_a_page = false;
+        for name in headers.keys() {
+            if *name == FORWARDED || name.as_str().starts_with(FORWARDED_PREFIX) {
+                return Err(Refusal::Forwarded);
+            }
+            from_a_page |= *name == ORIGIN || *name == SEC_FETCH_SITE;
         }
         // Whoever reaches the Unix socket came through the file system, not through a name.
         let host_is_ours = match single(headers, &HOST) {
@@ -132,7 +135,7 @@ impl Guard {
         if !host_is_ours {
             return Err(Refusal::Host);
         }
-        if headers.contains_key(ORIGIN) || headers.contains_key(SEC_FETCH_SITE) {
+        if from_a_page {
             return Err(Refusal::Browser);
         }
         Ok(())

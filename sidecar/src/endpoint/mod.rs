@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{Metrics, age_seconds};
 use crate::server::{Answer, Arrival, Place};
-use crate::store::{Delivered, Held, Slot, Store};
+use crate::store::{Delivered, Held, Slot, Store, Value};
 use guard::{Guard, Refusal, Transport};
 use wait::Conditions;
 
@@ -147,7 +147,7 @@ impl Endpoint {
         access: &str,
         request: &Parts,
         place: &Place,
-        value: impl Fn(&str, &Delivered) -> Answer,
+        value: impl Fn(&str, &Arc<Delivered>) -> Answer,
     ) -> Answer {
         let Some(mut slot) = self.store.subscribe(access) else {
             let known: Vec<_> = self.store.accesses().collect();
@@ -184,7 +184,7 @@ impl Endpoint {
     }
 }
 
-fn respond(access: &str, held: &Held, value: impl Fn(&str, &Delivered) -> Answer) -> Answer {
+fn respond(access: &str, held: &Held, value: impl Fn(&str, &Arc<Delivered>) -> Answer) -> Answer {
     match held {
         Held::Active(delivered) => {
             let mut answer = value(access, delivered);
@@ -225,7 +225,7 @@ fn summary<'a>(access: &'a str, held: &'a Held) -> Summary<'a> {
 }
 
 /// All values of an access.
-fn whole(access: &str, delivered: &Delivered) -> Answer {
+fn whole(access: &str, delivered: &Arc<Delivered>) -> Answer {
     // The one place where keys are serialized: into the answer that is meant to carry them.
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
@@ -249,12 +249,9 @@ fn whole(access: &str, delivered: &Delivered) -> Answer {
 }
 
 /// One value of an access.
-fn one(access: &str, delivered: &Delivered, key: &str) -> Answer {
-    if let Some(value) = delivered.expose(key) {
-        answer::secret(
-            "text/plain; charset=utf-8",
-            Zeroizing::new(value.as_bytes().to_vec()),
-        )
+fn one(access: &str, delivered: &Arc<Delivered>, key: &str) -> Answer {
+    if let Some(value) = Value::of(delivered, key) {
+        answer::secret("text/plain; charset=utf-8", value)
     } else {
         let names: Vec<_> = delivered.names().collect();
         let text = format!(

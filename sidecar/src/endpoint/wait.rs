@@ -34,8 +34,8 @@ impl Conditions {
 
     /// Whether the client has this version.
     pub(super) fn match_version(&self, version: u64) -> bool {
-        let tag = format!("\"{version}\"");
-        self.tags.iter().any(|known| *known == tag || known == "*")
+        let is_known = |tag: &String| tag == "*" || *tag == format!("\"{version}\"");
+        self.tags.iter().any(is_known)
     }
 }
 

@@ -64,7 +64,7 @@ demo: cluster helm build ## Shows a key rotate under a running agent (KEEP=1 lea
 
 bench: cluster helm release ## Measures delivery, endpoint, many accesses, admission and footprint (BENCH=delivery,endpoint,scale,admission)
 	$(CARGO) build --locked --release -p llmwarden-tests --bin bare
-	LLMWARDEN_PROGRAMS=$(CURDIR)/target/$(HOST)/release BENCH=$(BENCH) \
+	LLMWARDEN_PROGRAMS=$(CURDIR)/target/$(HOST)/release BENCH=$(BENCH) ACCESSES=$(ACCESSES) \
 		$(CARGO) run --locked --release -q -p llmwarden-tests --bin bench
 
 soak: ## Rotates 10,000 times under readers of file, endpoint and long poll (SOAK_ROTATIONS=n)

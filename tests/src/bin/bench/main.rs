@@ -2,7 +2,7 @@
 //! long the API server waits for its webhook, and what the programs weigh. Everything is compared with something bare that does the same in the same run, as a machine's
 //! own figures say little.
 //!
-//! `BENCH=delivery,endpoint,scale,admission` measures these alone.
+//! `BENCH=delivery,endpoint,scale,admission` measures these alone; `ACCESSES=1000` has `scale` measure that number alone.
 
 mod admission;
 mod delivery;
@@ -10,7 +10,7 @@ mod endpoint;
 mod figures;
 mod scale;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use llmwarden_tests::binaries;
 
 use figures::{Report, Weight};
@@ -37,7 +37,11 @@ async fn main() -> Result<()> {
         report.throughput = Some(endpoint::measure().await?);
     }
     if wanted("scale") {
-        for accesses in [1_000, 10_000] {
+        let numbers = std::env::var("ACCESSES").ok().filter(|text| !text.is_empty());
+        for accesses in numbers.as_deref().unwrap_or("1000,10000").split(',') {
+            let accesses = accesses
+                .parse()
+                .context("ACCESSES: numbers between commas, such as 1000,10000")?;
             let scale = Box::pin(scale::measure(accesses)).await?;
             // The next one takes minutes.
             eprintln!("{}", scale.table());

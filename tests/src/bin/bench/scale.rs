@@ -37,14 +37,17 @@ pub struct Scale {
     accesses: usize,
     provision: Step,
     rotate: Step,
-    /// Requests that write, for each access: provisioning, and one rotation.
-    writes_per_access: [f64; 2],
+    /// Requests that write, by what they are, for each access: provisioning, and one rotation.
+    writes_per_access: [Writes<f64>; 2],
     /// Until a restarted controller has looked at everything, in seconds.
     restart_s: f64,
     /// Writes after that, over the restart.
     restart_writes: u64,
     controller_kib: u64,
 }
+
+/// A number for each kind of write: `POST secrets`, `PUT llmaccesses/status`, …
+type Writes<N> = BTreeMap<String, N>;
 
 /// The same work, done by the controller and by a raw client.
 #[derive(Debug, Serialize)]
@@ -64,12 +67,18 @@ impl Step {
 impl Scale {
     /// Of the report.
     pub fn table(&self) -> String {
-        let step = |what: &str, step: &Step, writes: f64| {
+        let step = |what: &str, step: &Step, writes: &Writes<f64>| {
+            let kinds: Vec<_> = writes
+                .iter()
+                .map(|(kind, each)| format!("{each:.2} {kind}"))
+                .collect();
             format!(
-                "{what:<40}{:>12.1}{:>12.1}{:>12.2}{writes:>16.2}",
+                "{what:<40}{:>12.1}{:>12.1}{:>12.2}{:>16.2}\n    {}",
                 step.controller_s,
                 step.raw_s,
-                step.ratio()
+                step.ratio(),
+                writes.values().sum::<f64>(),
+                kinds.join(", ")
             )
         };
         format!(
@@ -79,11 +88,11 @@ impl Scale {
             "raw s",
             "rate / raw",
             "writes/access",
-            step("until all are Ready", &self.provision, self.writes_per_access[0]),
+            step("until all are Ready", &self.provision, &self.writes_per_access[0]),
             step(
                 "until new keys have reached all",
                 &self.rotate,
-                self.writes_per_access[1]
+                &self.writes_per_access[1]
             ),
             "restart, until everything was looked at",
             self.restart_s,
@@ -123,10 +132,14 @@ pub async fn measure(accesses: usize) -> Result<Scale> {
     field.llmwarden.start_controller().await?;
     field.await_passes().await?;
     let restart = begun.elapsed().as_secs_f64();
-    let restart_writes = field.writes().await? - settled;
+    let restart_writes = between(&settled, &field.writes().await?).values().sum();
     let pid = field.llmwarden.controller_pid().context("it runs")?;
     #[expect(clippy::cast_precision_loss, reason = "some ten thousands")]
-    let each = |writes: u64| writes as f64 / accesses as f64;
+    let each = |writes: Writes<u64>| {
+        let all = writes.into_iter();
+        all.map(|(kind, count)| (kind, count as f64 / accesses as f64))
+            .collect()
+    };
     Ok(Scale {
         accesses,
         provision: Step {
@@ -137,7 +150,10 @@ pub async fn measure(accesses: usize) -> Result<Scale> {
             controller_s: rotate,
             raw_s: raw_rotate,
         },
-        writes_per_access: [each(provisioned - before), each(rotated - provisioned)],
+        writes_per_access: [
+            each(between(&before, &provisioned)),
+            each(between(&provisioned, &rotated)),
+        ],
         restart_s: restart,
         restart_writes,
         controller_kib: Weight::resident("controller", pid)?.kib(),
@@ -249,20 +265,44 @@ impl Field {
     }
 
     /// Requests that write what the controller writes, as the API server counts them.
-    async fn writes(&self) -> Result<u64> {
+    async fn writes(&self) -> Result<Writes<u64>> {
         let request = http::Request::get("/metrics").body(Vec::new())?;
         let text = self.client.request_text(request).await?;
-        let ours = text.lines().filter(|line| {
-            ["secrets", "llmaccesses", "llmproviders", "events"]
-                .iter()
-                .any(|resource| line.contains(&format!("resource=\"{resource}\"")))
-                && ["POST", "PUT", "PATCH", "DELETE"]
-                    .iter()
-                    .any(|verb| line.contains(&format!("verb=\"{verb}\"")))
-        });
-        let ours: Vec<_> = ours.collect();
-        Ok(sum(&ours.join("\n"), "apiserver_request_total"))
+        let mut writes = Writes::new();
+        for line in text
+            .lines()
+            .filter(|line| line.starts_with("apiserver_request_total{"))
+        {
+            let label = |name: &str| {
+                let (_, rest) = line.split_once(&format!("{name}=\""))?;
+                rest.split_once('"').map(|(value, _)| value)
+            };
+            let (verb, resource) = (
+                label("verb").unwrap_or_default(),
+                label(",resource").unwrap_or_default(),
+            );
+            if ["POST", "PUT", "PATCH", "DELETE"].contains(&verb)
+                && ["secrets", "llmaccesses", "llmproviders", "events"].contains(&resource)
+            {
+                let subresource = label("subresource").filter(|name| !name.is_empty());
+                let subresource = subresource.map(|name| format!("/{name}")).unwrap_or_default();
+                let count = line.rsplit(' ').next().and_then(|count| count.parse().ok());
+                *writes
+                    .entry(format!("{verb} {resource}{subresource}"))
+                    .or_default() += count.unwrap_or(0);
+            }
+        }
+        Ok(writes)
     }
+}
+
+/// What was written between two moments.
+fn between(before: &Writes<u64>, after: &Writes<u64>) -> Writes<u64> {
+    let more = after.iter().map(|(kind, count)| {
+        let before = before.get(kind).copied().unwrap_or(0);
+        (kind.clone(), count - before)
+    });
+    more.filter(|(_, count)| *count > 0).collect()
 }
 
 /// The sum of all series of a counter.

@@ -116,6 +116,12 @@ pub struct WebhookOptions {
     /// The most that the volume with the delivered keys may hold. It counts as the sidecar's memory.
     #[arg(long, env = "LLMWARDEN_SIDECAR_VOLUME_SIZE", default_value = "16Mi")]
     pub sidecar_volume_size: String,
+    /// The http:// URL of the proxy through which sidecars reach providers, by CONNECT, where nothing gets out otherwise.
+    #[arg(long, env = "LLMWARDEN_SIDECAR_HTTPS_PROXY", default_value = "", value_parser = parse_proxy)]
+    pub sidecar_https_proxy: String,
+    /// Hosts that sidecars reach without that proxy: names with all below them, addresses, networks; separated by commas.
+    #[arg(long, env = "LLMWARDEN_SIDECAR_NO_PROXY", default_value = "")]
+    pub sidecar_no_proxy: String,
 }
 
 /// The image of this version.
@@ -173,11 +179,20 @@ impl WebhookOptions {
 
     /// The sidecar to inject.
     pub fn template(&self) -> Template {
+        let egress = [
+            ("HTTPS_PROXY", &self.sidecar_https_proxy),
+            ("NO_PROXY", &self.sidecar_no_proxy),
+        ];
         Template {
             image: self.sidecar_image.clone(),
             requests: self.sidecar_requests.iter().cloned().collect(),
             limits: self.sidecar_limits.iter().cloned().collect(),
             volume_size: Quantity(self.sidecar_volume_size.clone()),
+            egress: egress
+                .into_iter()
+                .filter(|(_, value)| !value.is_empty())
+                .map(|(name, value)| (name, value.clone()))
+                .collect(),
         }
     }
 }
@@ -187,6 +202,16 @@ fn parse_quantity(text: &str) -> Result<(String, Quantity), String> {
         .filter(|(resource, quantity)| !resource.is_empty() && !quantity.is_empty())
         .map(|(resource, quantity)| (resource.to_owned(), Quantity(quantity.to_owned())))
         .ok_or_else(|| "write <resource>=<quantity>, such as memory=64Mi".to_owned())
+}
+
+/// Empty, or what the sidecar can use.
+fn parse_proxy(text: &str) -> Result<String, String> {
+    let usable = text.strip_prefix("http://").is_some_and(|rest| !rest.is_empty());
+    if text.is_empty() || usable {
+        Ok(text.to_owned())
+    } else {
+        Err("write http://<host>:<port>: sidecars speak to the proxy itself in plain HTTP, and through it in TLS".to_owned())
+    }
 }
 
 fn host_name() -> String {
@@ -249,8 +274,12 @@ mod tests {
         let template = cli.run.webhook.template();
         assert_eq!(template.limits["memory"].0, "32Mi");
         assert_eq!(template.requests["cpu"].0, "10m");
+        assert!(template.egress.is_empty());
         for text in ["", "memory", "=1", "memory="] {
             assert!(parse_quantity(text).is_err(), "{text}");
+        }
+        for text in ["egress:3128", "https://egress:3128", "http://"] {
+            assert!(parse_proxy(text).is_err(), "{text}");
         }
     }
 }

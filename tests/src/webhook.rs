@@ -11,8 +11,17 @@ use serde_json::json;
 use crate::chart::WITHOUT_CONTROLLER;
 use crate::installation::Installation;
 
-/// What has a controller serve admission on loopback.
-pub const FLAGS: [&str; 4] = ["--webhook", "127.0.0.1:0", "--webhook-host", "127.0.0.1"];
+/// What has a controller serve admission on loopback, and tell sidecars a way out of the cluster.
+pub const FLAGS: [&str; 6] = [
+    "--webhook",
+    "127.0.0.1:0",
+    "--webhook-host",
+    "127.0.0.1",
+    "--sidecar-https-proxy",
+    EGRESS,
+];
+/// That way, where nobody is.
+pub const EGRESS: &str = "http://egress.test:3128";
 /// Name of the configuration.
 pub const CONFIGURATION: &str = "llmwarden";
 /// Name of the entry for annotated pods: all that is ours of what the API server says when nobody answers.

@@ -1,6 +1,7 @@
 //! What the tests of injection are made from.
 #![expect(clippy::needless_pass_by_value, reason = "what is passed is written in place")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use json_patch::PatchOperation;
@@ -119,6 +120,7 @@ pub fn template() -> Template {
         requests: resources("16Mi"),
         limits: resources("64Mi"),
         volume_size: Quantity("16Mi".to_owned()),
+        egress: BTreeMap::new(),
     }
 }
 

@@ -1,9 +1,13 @@
 //! Pods in proxy mode: what their sidecar is told, and what their containers get.
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use super::SkipReason;
 use super::fixtures::*;
+use super::sidecar::{Delivered, Template, container};
 use crate::index::Index;
 
 fn proxied(provider: Value) -> Index {
@@ -43,6 +47,34 @@ fn said(variable: &Value) -> String {
 
 fn from_secret(name: &str, secret: &str) -> Value {
     json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": secret, "key": "apiKey" } } })
+}
+
+#[test]
+fn a_sidecar_that_calls_providers_is_told_the_way_out() {
+    let way = BTreeMap::from([
+        ("HTTPS_PROXY", "http://egress.test:3128".to_owned()),
+        ("NO_PROXY", ".svc,10.0.0.0/8".to_owned()),
+    ]);
+    let told = |proxied: [bool; 2], egress: &BTreeMap<&'static str, String>| {
+        let accesses =
+            [("a", proxied[0]), ("b", proxied[1])].map(|(access, proxied)| Delivered { access, proxied });
+        let template = Template {
+            egress: egress.clone(),
+            ..template()
+        };
+        let variables = container(&Pod::default(), &accesses, &template).env?;
+        let pairs = variables
+            .into_iter()
+            .map(|variable| (variable.name, variable.value));
+        Some(pairs.collect::<Vec<_>>())
+    };
+    let expected = way
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), Some(value.clone())));
+    assert_eq!(told([false, true], &way), Some(expected.collect()));
+    // Without a proxy in it, it calls nobody.
+    assert_eq!(told([false, false], &way), None);
+    assert_eq!(told([true, true], &BTreeMap::new()), None);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, ExecAction, Pod, PodSpec, Probe,
+    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, ExecAction, Pod, PodSpec, Probe,
     ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -36,6 +36,8 @@ pub struct Template {
     pub limits: BTreeMap<String, Quantity>,
     /// The most that the shared volume may hold.
     pub volume_size: Quantity,
+    /// Variables that say which way requests to providers take out of the cluster.
+    pub egress: BTreeMap<&'static str, String>,
 }
 
 /// An access that a sidecar delivers.
@@ -128,6 +130,12 @@ pub fn container(pod: &Pod, accesses: &[Delivered], template: &Template) -> Cont
         name: names::SIDECAR.to_owned(),
         image: Some(template.image.clone()),
         args: Some(arguments(accesses)),
+        // Without a proxy in it, it calls nobody.
+        env: accesses
+            .iter()
+            .any(|access| access.proxied)
+            .then(|| egress(template))
+            .filter(|variables| !variables.is_empty()),
         restart_policy: Some("Always".to_owned()),
         ports: Some(vec![ContainerPort {
             name: Some(names::SIDECAR.to_owned()),
@@ -170,6 +178,15 @@ pub fn container(pod: &Pod, accesses: &[Delivered], template: &Template) -> Cont
         volume_mounts: Some(mounts),
         ..Container::default()
     }
+}
+
+fn egress(template: &Template) -> Vec<EnvVar> {
+    let variables = template.egress.iter().map(|(name, value)| EnvVar {
+        name: (*name).to_owned(),
+        value: Some(value.clone()),
+        value_from: None,
+    });
+    variables.collect()
 }
 
 fn runs_as_root(pod: &Pod) -> bool {

@@ -121,6 +121,10 @@ async fn helm_finds_nothing_wrong_and_refuses_what_makes_no_sense() {
             "--set=guard.enabled=false",
             "--set=guard.repositories={mirror/llmwarden-sidecar}",
         ],
+        vec![
+            "--set=sidecar.httpsProxy=http://egress.test:3128",
+            "--set=sidecar.noProxy={.svc,10.0.0.0/8}",
+        ],
         vec![chart::WITHOUT_CONTROLLER],
     ] {
         let lint = ["lint", "--strict", &chart];
@@ -131,6 +135,8 @@ async fn helm_finds_nothing_wrong_and_refuses_what_makes_no_sense() {
         ("--set=controller.image.digest=latest", "controller.image.digest"),
         ("--set=webhook.url=http://127.0.0.1/inject", "webhook.url"),
         ("--set=guard.repositories={a'b}", "guard.repositories.0"),
+        ("--set=sidecar.httpsProxy=egress.test:3128", "sidecar.httpsProxy"),
+        ("--set=sidecar.noProxy=.svc", "sidecar.noProxy"),
         ("--set=replicas=3", "replicas"),
     ] {
         let error = cluster.run_helm(["template", &chart, flag]).await.unwrap_err();

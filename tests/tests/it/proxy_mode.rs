@@ -6,6 +6,7 @@ use kube::Api;
 use kube::api::{DeleteParams, ListParams};
 use llmwarden_proto::names::REFRESH_ANNOTATION;
 use llmwarden_proto::reason::{ConditionType, Reason};
+use llmwarden_tests::webhook::EGRESS;
 use llmwarden_tests::{Installation, Signal, eventually};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -150,6 +151,16 @@ async fn a_running_pod_is_never_switched() {
     let arguments = |pod: &Pod| container(pod, "llmwarden").args.clone().unwrap_or_default();
     assert!(!arguments(&direct).contains(&"--proxy".to_owned()));
     assert!(arguments(&proxied).ends_with(&["--proxy".to_owned(), "agent".to_owned()]));
+    // Only where a sidecar calls the provider is it told the way out of the cluster.
+    let way_out = |pod: &Pod| {
+        let env = container(pod, "llmwarden").env.clone().unwrap_or_default();
+        env.into_iter()
+            .map(|variable| (variable.name, variable.value))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(way_out(&direct), []);
+    let egress = Some(EGRESS.to_owned());
+    assert_eq!(way_out(&proxied), [("HTTPS_PROXY".to_owned(), egress)]);
     let env = container(&proxied, "agent").env.clone().unwrap_or_default();
     let base_url = env
         .iter()

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llmwarden_proto::access::{LLMAccessStatus, Trigger};
 use llmwarden_proto::delivery::{MAX_VERSION, State, next_version};
 use llmwarden_proto::names;
@@ -270,11 +271,11 @@ fn deny(seen: &Observation, refusal: &Refusal, settings: &Settings) -> Plan {
     }
     let Some(withdraw_at) = old.withdraw_at.as_ref().map(|time| time.0) else {
         // The intent is recorded first: after a crash the announced time still counts.
-        let at = whole_seconds(seen.now.saturating_add(grace).unwrap_or(Timestamp::MAX));
+        let at = end_of_grace(seen.now, grace);
         let message = format!("{}. The key is withdrawn at {}", refusal.message, at.0);
+        plan.look_again_in(until(seen.now, at.0));
         plan.status.withdraw_at = Some(at);
         status::refused(seen, refusal, &message, true, &mut plan);
-        plan.look_again_in(grace);
         return plan;
     };
     if seen.now < withdraw_at {
@@ -329,6 +330,17 @@ fn deny(seen: &Observation, refusal: &Refusal, settings: &Settings) -> Plan {
         plan.events.push(EventNote::warning(Reason::Withdrawn, message));
     }
     plan
+}
+
+/// When the grace is over, in the whole seconds of a status: the next one, so that it is never shorter than asked for.
+fn end_of_grace(now: Timestamp, grace: Duration) -> Time {
+    let due = now.saturating_add(grace).unwrap_or(Timestamp::MAX);
+    let end = whole_seconds(due);
+    if grace.is_zero() || end.0 == due {
+        return end;
+    }
+    let next = end.0.checked_add(Duration::from_secs(1));
+    next.map_or(end, Time)
 }
 
 /// The access gets no key now, and keeps what it has.

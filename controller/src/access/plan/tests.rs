@@ -394,6 +394,45 @@ fn a_key_that_was_withdrawn_comes_back_as_a_new_version() {
 }
 
 #[test]
+fn a_grace_is_never_shorter_than_asked_for() {
+    let announced = |now: &str, grace: Duration| {
+        let mut world = World::settled();
+        world.labels.clear();
+        world.now = now.parse().expect("a time");
+        let settings = Settings {
+            denial_grace: grace,
+            ..settings()
+        };
+        let plan = plan(&world.observe(), &settings).expect("a plan");
+        let at = plan.status.withdraw_at.expect("announced").0;
+        // It is looked at when it is due, and not before.
+        assert_eq!(plan.look_again, Some(until(world.now, at)));
+        at.to_string()
+    };
+    for (now, grace, expected) in [
+        (
+            "2026-06-01T12:00:00Z",
+            Duration::from_secs(1),
+            "2026-06-01T12:00:01Z",
+        ),
+        (
+            "2026-06-01T12:00:00.7Z",
+            Duration::from_secs(1),
+            "2026-06-01T12:00:02Z",
+        ),
+        (
+            "2026-06-01T12:00:00.7Z",
+            Duration::from_millis(300),
+            "2026-06-01T12:00:01Z",
+        ),
+        ("2026-06-01T12:00:00.7Z", Duration::ZERO, "2026-06-01T12:00:00Z"),
+        ("2026-06-01T12:00:00.7Z", Duration::MAX, "9999-12-30T22:00:00Z"),
+    ] {
+        assert_eq!(announced(now, grace), expected, "{now} and {grace:?}");
+    }
+}
+
+#[test]
 fn in_proxy_mode_applications_hold_a_placeholder_that_never_changes() {
     let mut world = World::new();
     world.access.spec.injection.proxy = Some(parse(json!({})));

@@ -92,10 +92,10 @@ impl Cli {
         Ok(cli)
     }
 
-    /// How an access is used here.
-    pub fn mode(&self, access: &str) -> Mode {
+    /// How an access is used here, with the proxy at this address.
+    pub fn mode(&self, access: &str, endpoint: SocketAddr) -> Mode {
         if self.proxied.iter().any(|proxied| proxied == access) {
-            Mode::Proxy
+            Mode::Proxy(format!("http://{endpoint}/proxy/{access}").into())
         } else {
             Mode::Direct
         }
@@ -216,7 +216,11 @@ mod tests {
     #[test]
     fn an_access_is_proxied_where_a_flag_says_so() {
         let cli = parse(&["--source", "a=/keys/a,b=/keys/b", "--proxy", "b"]).expect("valid");
-        assert_eq!((cli.mode("a"), cli.mode("b")), (Mode::Direct, Mode::Proxy));
+        let proxy = Mode::Proxy("http://127.0.0.1:9470/proxy/b".into());
+        assert_eq!(
+            ["a", "b"].map(|access| cli.mode(access, cli.listen)),
+            [Mode::Direct, proxy]
+        );
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl Directory {
             fs::read(current.join(file)).ok().map(Zeroizing::new)
         });
         match companion {
-            Ok(companion) => Held::restored(companion, self.mode),
+            Ok(companion) => Held::restored(companion, &self.mode),
             Err(error) => {
                 debug!(path = %self.path.display(), %error, "nothing to go on from");
                 Held::Pending
@@ -171,7 +171,7 @@ impl Directory {
 
     /// In proxy mode, removes all that is not of it.
     fn forget_direct_mode(&mut self) -> Result<(), Error> {
-        if self.mode == Mode::Proxy && matches!(self.restore(), Held::Pending) {
+        if self.mode.is_proxy() && matches!(self.restore(), Held::Pending) {
             remove_file(&self.path.join(CURRENT))?;
             self.link(&BTreeSet::new())?;
             self.sweep()?;

@@ -57,7 +57,6 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
     let dir = cli.dir.as_path();
     let lock = open_directory(dir)?;
     let token = Arc::new(Token::load_or_create(dir)?);
-    let store = Arc::new(restore(&cli));
     let stop = CancellationToken::new();
     let connections = TaskTracker::new();
     let metrics = Arc::new(Metrics::default());
@@ -72,6 +71,7 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
 
     let endpoint_listener = listen(cli.listen, "--listen").await?;
     let endpoint_address = endpoint_listener.local_addr()?;
+    let store = Arc::new(restore(&cli, endpoint_address));
     let socket = dir.join(names::SOCKET_FILE);
     let socket_listener = listen_unix(&socket)?;
     let status_listener = listen(cli.status, "--status").await?;
@@ -135,10 +135,10 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
 }
 
 /// Every access with what its files show from the last run.
-fn restore(cli: &Cli) -> Store {
+fn restore(cli: &Cli, endpoint: SocketAddr) -> Store {
     Store::new(cli.sources.iter().map(|source| {
-        let mode = cli.mode(&source.access);
-        let held = Directory::new(&cli.dir, &source.access, mode).restore();
+        let mode = cli.mode(&source.access, endpoint);
+        let held = Directory::new(&cli.dir, &source.access, mode.clone()).restore();
         info!(access = source.access, %held, "from the last run");
         let slot = Slot {
             mode,
@@ -160,7 +160,8 @@ async fn start_deliveries(
     let mut client = None;
     for source in cli.sources.clone() {
         let (access, store, stop) = (source.access, store.clone(), stop.clone());
-        let directory = Directory::new(&cli.dir, &access, cli.mode(&access));
+        let mode = store.get(&access).unwrap_or_default().mode;
+        let directory = Directory::new(&cli.dir, &access, mode);
         let (files_access, files_store, files_stop) = (access.clone(), store.clone(), stop.clone());
         let metrics = metrics.clone();
         tasks.spawn(async move {

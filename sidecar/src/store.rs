@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use llmwarden_proto::delivery::Companion;
 use llmwarden_proto::names;
+use llmwarden_proto::profile::base_path;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -19,13 +20,20 @@ pub use delivered::{Delivered, Live, Value};
 const DELETED: &str = "the companion Secret was deleted or emptied";
 
 /// How the pod uses an access. It is fixed when the pod is injected, whatever becomes of the access.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Mode {
     /// The agent gets the key.
     #[default]
     Direct,
-    /// The agent gets a placeholder, and the proxy puts the key in its place.
-    Proxy,
+    /// The agent gets a placeholder, and the proxy, at this URL, puts the key in its place.
+    Proxy(Arc<str>),
+}
+
+impl Mode {
+    /// Whether requests go through the proxy.
+    pub fn is_proxy(&self) -> bool {
+        matches!(self, Self::Proxy(_))
+    }
 }
 
 /// What is held of one access.
@@ -74,32 +82,33 @@ impl Held {
 
     /// What the files of the last run show, if they are of this mode: those of the other one hold what is not to be handed
     /// out now.
-    pub fn restored(companion: Companion, mode: Mode) -> Self {
+    pub fn restored(companion: Companion, mode: &Mode) -> Self {
         let is_placeholder = |key: &SecretString| key.expose_secret().starts_with(names::PLACEHOLDER_PREFIX);
         match (mode, &companion.api_key) {
             (_, None) => {}
             (Mode::Direct, Some(key)) if !is_placeholder(key) => {}
-            (Mode::Proxy, Some(key)) if is_placeholder(key) => {}
+            (Mode::Proxy(_), Some(key)) if is_placeholder(key) => {}
             _ => return Self::Pending,
         }
-        Self::with(companion, |key| Some((key, None))).unwrap_or_default()
+        Self::with(companion, mode, |key| Some((key, None))).unwrap_or_default()
     }
 
     /// What there is when a companion is taken as it is.
     ///
     /// # Errors
     /// In proxy mode, if it has no placeholder: the key is never handed out in its place.
-    pub fn of(companion: Companion, mode: Mode) -> Result<Self, NoPlaceholder> {
+    pub fn of(companion: Companion, mode: &Mode) -> Result<Self, NoPlaceholder> {
         let (placeholder, previous) = (companion.placeholder.clone(), companion.previous_api_key.clone());
-        Self::with(companion, |key| match mode {
+        Self::with(companion, mode, |key| match mode {
             Mode::Direct => Some((key, None)),
-            Mode::Proxy => Some((placeholder?, Some(Live { key, previous }))),
+            Mode::Proxy(_) => Some((placeholder?, Some(Live { key, previous }))),
         })
         .ok_or(NoPlaceholder)
     }
 
     fn with(
         companion: Companion,
+        mode: &Mode,
         split: impl FnOnce(SecretString) -> Option<(SecretString, Option<Live>)>,
     ) -> Option<Self> {
         let Companion {
@@ -116,6 +125,10 @@ impl Held {
                 // files are read again after a restart.
                 if !delivery.keys.iter().any(|name| name == names::API_KEY) {
                     delivery.keys.push(names::API_KEY.to_owned());
+                }
+                // Where the placeholder is taken: at the provider it is worth nothing.
+                if let (Mode::Proxy(proxy), Some(url)) = (mode, delivery.values.get_mut(names::BASE_URL)) {
+                    *url = format!("{proxy}{}", base_path(url));
                 }
                 Self::Active(Arc::new(Delivered {
                     delivery,
@@ -165,7 +178,7 @@ enum Decision {
 }
 
 /// No version comes back once there was a newer one; only after a deletion, or where the keys are lacking, the same one may.
-fn decide(mode: Mode, held: &Held, companion: Option<Companion>) -> Decision {
+fn decide(mode: &Mode, held: &Held, companion: Option<Companion>) -> Decision {
     let Some(companion) = companion else {
         return match held {
             Held::Active(delivered) => {
@@ -177,7 +190,7 @@ fn decide(mode: Mode, held: &Held, companion: Option<Companion>) -> Decision {
     let version = companion.delivery.version;
     let may_return = match held {
         Held::Pending => true,
-        Held::Active(delivered) => mode == Mode::Proxy && delivered.live.is_none(),
+        Held::Active(delivered) => mode.is_proxy() && delivered.live.is_none(),
         Held::Withdrawn(withdrawn) => withdrawn.deleted,
     };
     match held.version() {
@@ -248,7 +261,7 @@ impl Store {
         };
         let decide = |companion| {
             let slot = slot.borrow();
-            decide(slot.mode, &slot.held, companion)
+            decide(&slot.mode, &slot.held, companion)
         };
         let decision = match seen {
             Seen::Problem(problem) => Decision::Refuse(problem),
@@ -330,9 +343,14 @@ mod tests {
     }
 
     fn companion(document: &str) -> Box<Companion> {
+        companion_of(document, "sk-1")
+    }
+
+    fn companion_of(document: &str, key: &str) -> Box<Companion> {
         let parsed = Companion::parse(|name| match name {
             names::LIVE_JSON => Some(document.as_bytes()),
-            names::API_KEY => Some(b"sk-1".as_slice()),
+            names::PLACEHOLDER => Some(b"sk-llmwarden-1".as_slice()),
+            names::API_KEY => Some(key.as_bytes()),
             _ => None,
         });
         Box::new(parsed.expect("valid"))
@@ -398,7 +416,7 @@ mod tests {
 
     #[test]
     fn only_names_that_can_be_files_are_handed_out() {
-        let Ok(Held::Active(delivered)) = Held::of(*active(1), Mode::Direct) else {
+        let Ok(Held::Active(delivered)) = Held::of(*active(1), &Mode::Direct) else {
             panic!("active")
         };
         let names: Vec<_> = delivered.names().collect();
@@ -411,8 +429,25 @@ mod tests {
     }
 
     #[test]
+    fn in_proxy_mode_the_base_url_is_the_proxys() {
+        let mode = Mode::Proxy("http://127.0.0.1:9470/proxy/agent".into());
+        let text = r#"{"schema":1,"version":1,"state":"active","issuedAt":"2026-01-01T00:00:00Z","values":{"baseUrl":"https://a.example/v1/"}}"#;
+        for held in [
+            Held::of(*companion(text), &mode).expect("a placeholder"),
+            Held::restored(*companion_of(text, "sk-llmwarden-1"), &mode),
+        ] {
+            let Held::Active(delivered) = held else {
+                panic!("{held}")
+            };
+            assert_eq!(delivered.expose("apiKey"), Some("sk-llmwarden-1"));
+            let url = delivered.expose("baseUrl");
+            assert_eq!(url, Some("http://127.0.0.1:9470/proxy/agent/v1"));
+        }
+    }
+
+    #[test]
     fn no_debug_text_holds_the_key() {
-        let text = format!("{:?}", Held::of(*active(1), Mode::Direct));
+        let text = format!("{:?}", Held::of(*active(1), &Mode::Direct));
         assert!(text.contains("version: 1") && !text.contains("sk-1"), "{text}");
     }
 }

@@ -20,7 +20,7 @@ fn parse(document: &str, key: &str) -> Held {
         names::LIVE_JSON => Some(document.as_bytes()),
         _ => Some(key.as_bytes()),
     });
-    Held::of(companion.expect("valid"), Mode::Direct).expect("direct")
+    Held::of(companion.expect("valid"), &Mode::Direct).expect("direct")
 }
 
 struct Fixture {

@@ -38,7 +38,7 @@ use tracing::warn;
 use crate::endpoint::guard::{self, Guard, Transport};
 use crate::metrics::Metrics;
 use crate::server::{Answer, Arrival};
-use crate::store::{Delivered, Held, Mode, Slot, Store};
+use crate::store::{Delivered, Held, Slot, Store};
 use account::{Account, Exchange};
 use answer::Relayed;
 use body::{Inbound, Inspection, MAX_HELD_TOTAL, Refused};
@@ -85,7 +85,7 @@ impl Proxy {
         let egress = Arc::new(Matcher::from_env());
         let proxied = store
             .accesses()
-            .filter(|access| store.get(access).is_some_and(|slot| slot.mode == Mode::Proxy));
+            .filter(|access| store.get(access).is_some_and(|slot| slot.mode.is_proxy()));
         let accesses = proxied.map(|access| {
             let account = Arc::new(Account::new(access, metrics.proxy.clone()));
             let clients = Clients::new(egress.clone());

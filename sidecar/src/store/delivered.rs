@@ -8,7 +8,7 @@ use llmwarden_proto::delivery::{Delivery, SCHEMA, State, Upstream};
 use secrecy::{ExposeSecret, SecretString};
 
 /// Features this sidecar knows, as a companion's `requires` names them.
-const FEATURES: &[&str] = &[];
+const FEATURES: &[&str] = &["proxy"];
 
 /// A delivered version: the key and everything that goes with it.
 #[derive(Debug)]

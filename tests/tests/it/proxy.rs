@@ -167,9 +167,15 @@ fn publish(volume: &mut Volume, upstream: &Upstream, version: u64, key: &str, pr
     volume.write(&files).unwrap();
 }
 
+/// As the controller writes it for a provider that overrides its base URL.
 fn document(upstream: &Upstream, version: u64) -> Delivery {
+    let base_url = upstream.base_url.iter();
     Delivery {
+        values: base_url
+            .map(|url| (names::BASE_URL.to_owned(), url.clone()))
+            .collect(),
         upstream: Some(upstream.clone()),
+        requires: vec!["proxy".to_owned()],
         ..volume::document(version)
     }
 }

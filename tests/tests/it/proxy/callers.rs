@@ -276,6 +276,17 @@ async fn assert_placeholder(sidecar: &Sidecar) {
             "{answer:?}"
         );
     }
+    // And where it is taken.
+    let url = format!("http://{}/proxy/agent/v1", sidecar.endpoint());
+    let answer = sidecar.get("/v1/keys/agent/baseUrl").await.unwrap();
+    assert_eq!(answer.body, url);
+    eventually("the proxy's URL in the file", SOON, async || {
+        let file = std::fs::read_to_string(sidecar.file("agent", names::BASE_URL)).unwrap();
+        same(&file, &url)
+    })
+    .await;
+    let status = sidecar.status().await.unwrap();
+    assert_eq!(status.accesses["agent"].lacking, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

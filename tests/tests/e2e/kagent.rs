@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
 use kube::Api;
 use kube::api::ListParams;
 use llmwarden_proto::names::INJECT_ANNOTATION;
+use llmwarden_proto::reason::{ConditionType, Reason};
 use llmwarden_tests::{eventually, shared_dir};
 use serde_json::{Value, json};
 
@@ -116,6 +117,13 @@ async fn runs(deployment: &str, access: &str, secret: &str, variable: &str, user
     })
     .await;
     pod.await_ready().await;
+    // Neither is promised of an agent of kagent's that holds the key.
+    for (kind, reason) in [
+        (ConditionType::LiveRotation, Reason::KagentHashesSecret),
+        (ConditionType::ModelsEnforced, Reason::NotEnforced),
+    ] {
+        tenant.await_condition(access, kind, "False", reason).await;
+    }
     let changed = format!("{KEY}-2");
     tenant.set_master(&changed).await;
     let file = pod.delivery_dir().await.join(access).join("apiKey");

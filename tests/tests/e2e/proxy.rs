@@ -12,11 +12,14 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams};
 use kube::config::AuthInfo;
 use kube::{Api, Client};
-use llmwarden_proto::names::{API_KEY, INJECT_ANNOTATION, SIDECAR, companion};
-use llmwarden_proto::profile::ProviderKind;
+use llmwarden_proto::access::PodCount;
+use llmwarden_proto::names::{API_KEY, BASE_URL, INJECT_ANNOTATION, SIDECAR, companion, proxy_url};
+use llmwarden_proto::profile::{ProviderKind, base_path};
+use llmwarden_proto::reason::{ConditionType, Reason};
 use llmwarden_tests::fake_provider::{FakeProvider, Pace};
 use llmwarden_tests::image::PROGRAM;
 use llmwarden_tests::installation::SYSTEM;
+use llmwarden_tests::wait::same;
 use llmwarden_tests::{eventually, node};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -152,6 +155,42 @@ async fn hunt(pod: &AgentPod<'_>, tenant: &Tenant, placeholder: &str) {
     }
 }
 
+/// What the access promises of proxy mode is so: nothing is lacking, and file and endpoint lead to the proxy.
+async fn assert_promises(pod: &AgentPod<'_>, tenant: &Tenant, sidecar: &str, provider: &FakeProvider) {
+    for (kind, reason) in [
+        (ConditionType::LiveRotation, Reason::ThroughProxy),
+        (ConditionType::ModelsEnforced, Reason::EnforcedByProxy),
+        (ConditionType::InjectionReady, Reason::PodsInjected),
+    ] {
+        tenant.await_condition(ACCESS, kind, "True", reason).await;
+    }
+    let told = eventually("what the sidecar said, in the status", SOON, async || {
+        let status = tenant.access(ACCESS).await.status.unwrap();
+        let pods = status.rotation.as_ref().map(|rotation| rotation.pods);
+        let all = PodCount {
+            delivered: 1,
+            total: 1,
+        };
+        same(&pods, &Some(all)).map(|()| status)
+    })
+    .await;
+    let outdated = ConditionType::SidecarOutdated.as_str();
+    let said = told
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == outdated);
+    assert!(said.is_none(), "{said:?}");
+    let own = node::sidecar_status(sidecar).await.unwrap();
+    let own = &own.accesses[ACCESS];
+    assert!(own.lacking.is_empty() && own.problems.is_empty(), "{own:?}");
+
+    let url = proxy_url(ACCESS, base_path(&provider.base_url()));
+    let file = pod.delivery_dir().await.join(ACCESS).join(BASE_URL);
+    assert_eq!(fs::read_to_string(file).unwrap(), url);
+    let ask = r#"wget -q -O - --header "$(cat /var/run/llmwarden/auth-header)" http://127.0.0.1:9470/v1/keys/agent/baseUrl"#;
+    assert_eq!(pod.run_in(KAGENT, ask).await, url);
+}
+
 /// A namespace with an access in proxy mode, to this provider.
 async fn tenant_of(cluster: &Cluster, provider: &FakeProvider, key: &str, model: &str) -> Tenant {
     let tenant = Tenant::names(&cluster.installation);
@@ -235,6 +274,7 @@ async fn rotate_under(kind: ProviderKind, sdk: &str, model: &str) {
         let now = tenant.secret(SECRET).await;
         assert_eq!((&now.data, &now.metadata), (&first.data, &first.metadata));
     }
+    assert_promises(&pod, &tenant, &sidecar, &provider).await;
     hunt(&pod, &tenant, &placeholder).await;
 
     // It is still the same pod, and nothing in it was restarted.

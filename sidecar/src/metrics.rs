@@ -26,8 +26,8 @@ struct CodeLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AccessLabel {
-    access: String,
+pub(crate) struct AccessLabel {
+    pub(crate) access: String,
 }
 
 type PerAccess = Family<AccessLabel, Gauge>;

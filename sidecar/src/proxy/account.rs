@@ -16,11 +16,7 @@ use tracing::debug;
 
 use super::refusal::Refusal;
 use super::usage::Usage;
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AccessLabel {
-    access: String,
-}
+use crate::metrics::AccessLabel;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ClassLabel {

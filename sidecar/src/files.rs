@@ -46,11 +46,6 @@ pub async fn run(
     let Some(mut slot) = store.subscribe(access) else {
         return;
     };
-    // Until the source is read, nothing comes in the place of a key that direct mode left.
-    if let Err(error) = directory.forget_direct_mode() {
-        let shown = slot.borrow().file_version;
-        store.note_files(access, shown, Some(error.to_string()));
-    }
     loop {
         let Slot {
             held, file_version, ..
@@ -143,6 +138,11 @@ impl Directory {
     /// Makes the files show what is held. Nothing is written when they do. A reader sees the old version or the new one.
     pub fn ensure(&mut self, held: &Held) -> Result<(), Error> {
         match held {
+            // What is not of this mode: until the source is read, nothing comes in the place of a key that direct mode left.
+            Held::Pending if self.mode.is_proxy() && matches!(self.restore(), Held::Pending) => {
+                remove_file(&self.path.join(CURRENT))?;
+                self.link(&BTreeSet::new())?;
+            }
             Held::Pending => {}
             Held::Active(delivered) => {
                 if !self.shows(delivered) {
@@ -167,16 +167,6 @@ impl Directory {
             }
         }
         self.sweep()
-    }
-
-    /// In proxy mode, removes all that is not of it.
-    fn forget_direct_mode(&mut self) -> Result<(), Error> {
-        if self.mode.is_proxy() && matches!(self.restore(), Held::Pending) {
-            remove_file(&self.path.join(CURRENT))?;
-            self.link(&BTreeSet::new())?;
-            self.sweep()?;
-        }
-        Ok(())
     }
 
     fn shows(&self, delivered: &Delivered) -> bool {

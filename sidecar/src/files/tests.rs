@@ -172,3 +172,26 @@ fn the_rest_of_an_interrupted_write_does_no_harm() {
     fixture.ensure(&held(2, "sk-2", r#""apiKey""#));
     assert_eq!(fixture.read("apiKey").as_deref(), Some("sk-2"));
 }
+
+#[test]
+fn what_direct_mode_left_goes_in_proxy_mode_and_is_tried_again() {
+    let mut fixture = Fixture::new();
+    fixture.ensure(&held(1, "sk-1", r#""apiKey""#));
+    let mode = Mode::Proxy("http://127.0.0.1:9470/proxy/agent".into());
+    fixture.directory = Directory::new(fixture.root.path(), "agent", mode);
+    let current = fixture.root.path().join("agent").join(CURRENT);
+    let version = fs::read_link(&current).expect("a link");
+    // Not to be removed as a file.
+    fs::remove_file(&current).expect("removed");
+    fs::create_dir(&current).expect("made");
+    let error = fixture.directory.ensure(&Held::Pending).expect_err("in the way");
+    assert!(error.to_string().contains(CURRENT), "{error}");
+    fs::remove_dir(&current).expect("removed");
+    symlink(version, &current).expect("linked");
+    assert_eq!(fixture.read("apiKey").as_deref(), Some("sk-1"));
+
+    fixture.ensure(&Held::Pending);
+    assert_eq!(fixture.read("apiKey"), None);
+    assert_eq!((fixture.listing(), fixture.versions()), (Vec::new(), Vec::new()));
+    assert!(!current.is_symlink());
+}

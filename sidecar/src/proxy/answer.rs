@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::account::Exchange;
+use super::idle::Idle;
 use super::usage::Observer;
 use crate::server::BoxError;
 
@@ -20,49 +20,20 @@ const IDLE_TIMEOUT: Duration = Duration::from_mins(10);
 pub struct Relayed {
     /// What was read of it before it was clear that it is passed on.
     read: Option<Bytes>,
-    rest: Incoming,
-    /// When it is given up, unless something comes: counted while it is waited for.
-    deadline: Option<Instant>,
-    timer: Pin<Box<Sleep>>,
+    rest: Idle<Incoming>,
     observer: Option<Observer>,
     exchange: Exchange,
 }
-
-/// Why an answer breaks off here.
-#[derive(Debug, thiserror::Error)]
-#[error("the provider sent nothing for {} s", IDLE_TIMEOUT.as_secs())]
-struct Silent;
 
 impl Relayed {
     /// What was read of an answer, and what is to come.
     pub fn new(read: Option<Bytes>, rest: Incoming, observer: Option<Observer>, exchange: Exchange) -> Self {
         Self {
             read: read.filter(|read| !read.is_empty()),
-            rest,
-            deadline: None,
-            timer: Box::pin(sleep_until(Instant::now() + IDLE_TIMEOUT)),
+            rest: Idle::new(rest, IDLE_TIMEOUT),
             observer,
             exchange,
         }
-    }
-
-    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Some(read) = self.read.take() {
-            return Poll::Ready(Some(Ok(Frame::data(read))));
-        }
-        if let Poll::Ready(next) = Pin::new(&mut self.rest).poll_frame(cx) {
-            self.deadline = None;
-            return Poll::Ready(next.map(|frame| frame.map_err(Into::into)));
-        }
-        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + IDLE_TIMEOUT);
-        // Set anew only when it ends: most pieces come long before.
-        while self.timer.as_mut().poll(cx).is_ready() {
-            if deadline <= Instant::now() {
-                return Poll::Ready(Some(Err(Silent.into())));
-            }
-            self.timer.as_mut().reset(deadline);
-        }
-        Poll::Pending
     }
 }
 
@@ -75,17 +46,20 @@ impl Body for Relayed {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        let next = ready!(this.poll_rest(cx));
+        let next = match this.read.take() {
+            Some(read) => Some(Ok(Frame::data(read))),
+            None => ready!(Pin::new(&mut this.rest).poll_frame(cx)),
+        };
         match &next {
             Some(Ok(frame)) => {
                 if let (Some(observer), Some(data)) = (&mut this.observer, frame.data_ref()) {
                     observer.push(data);
                 }
             }
-            Some(Err(error)) => this.exchange.broken(error.as_ref()),
+            Some(Err(error)) => this.exchange.broken(error),
             None => this.end(),
         }
-        Poll::Ready(next)
+        Poll::Ready(next.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {

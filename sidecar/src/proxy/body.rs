@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -12,12 +13,15 @@ use hyper::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::idle::{Broken, Idle};
 use super::models::{Ambiguous, Scanner};
 use super::refusal::Refusal;
 use crate::server::BoxError;
 
 /// The largest body that is held.
 const MAX_HELD: usize = 1024 * 1024;
+/// How long the caller may send nothing of it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much is held in the whole process.
 pub const MAX_HELD_TOTAL: usize = 16 * MAX_HELD;
 
@@ -38,7 +42,7 @@ pub enum Inbound {
         /// What has been read.
         read: VecDeque<Bytes>,
         /// The rest.
-        rest: Incoming,
+        rest: Idle<Incoming>,
         /// The part of what may be held that was read has.
         reservation: Option<OwnedSemaphorePermit>,
     },
@@ -46,7 +50,8 @@ pub enum Inbound {
 
 impl Inbound {
     /// Reads a body as far as there is room to hold it.
-    pub async fn read(mut body: Incoming, room: &Arc<Semaphore>) -> Result<Self, hyper::Error> {
+    pub async fn read(body: Incoming, room: &Arc<Semaphore>) -> Result<Self, Broken> {
+        let mut body = Idle::new(body, IDLE_TIMEOUT);
         let mut read = VecDeque::new();
         let known = body
             .size_hint()
@@ -122,8 +127,6 @@ pub struct Inspection {
     pub scanner: Scanner,
     /// Decides when all of it was read.
     pub decide: Decide,
-    /// Where a refusal is left for whoever waits for the answer.
-    pub refused: Refused,
 }
 
 /// Decides about the model that a body names, if it names one.
@@ -163,10 +166,12 @@ pub struct Passing {
     read: VecDeque<Frame<Bytes>>,
     /// Held while some of that is left.
     reservation: Option<OwnedSemaphorePermit>,
-    rest: Incoming,
+    rest: Idle<Incoming>,
     /// The piece that goes when the next one has come, or when all of it may go.
     withheld: Option<Frame<Bytes>>,
     inspection: Option<Inspection>,
+    /// Where a refusal is left for whoever waits for the answer.
+    refused: Refused,
 }
 
 /// The body is not to arrive whole.
@@ -186,9 +191,10 @@ impl Outbound {
     /// A body that was only begun.
     pub fn passing(
         read: VecDeque<Bytes>,
-        rest: Incoming,
+        rest: Idle<Incoming>,
         reservation: Option<OwnedSemaphorePermit>,
         inspection: Option<Inspection>,
+        refused: Refused,
     ) -> Self {
         Self::Passing(Box::new(Passing {
             read: read.into_iter().map(Frame::data).collect(),
@@ -196,17 +202,27 @@ impl Outbound {
             rest,
             withheld: None,
             inspection,
+            refused,
         }))
     }
 }
 
 impl Passing {
+    /// The provider is not to take for whole what it has got.
+    fn stop<T>(&self, why: impl Into<Refusal>) -> Poll<Option<Result<T, BoxError>>> {
+        self.refused.leave(why.into());
+        Poll::Ready(Some(Err(Stopped.into())))
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         loop {
             let next = match self.read.pop_front() {
                 Some(frame) => Some(frame),
                 None if self.reservation.take().is_some() => continue,
-                None => ready!(Pin::new(&mut self.rest).poll_frame(cx)).transpose()?,
+                None => match ready!(Pin::new(&mut self.rest).poll_frame(cx)).transpose() {
+                    Ok(next) => next,
+                    Err(broken) => return self.stop(broken),
+                },
             };
             let Some(inspection) = &mut self.inspection else {
                 return Poll::Ready(next.map(Ok));
@@ -218,8 +234,7 @@ impl Passing {
                         continue;
                     }
                     if let Err(ambiguous) = inspection.scanner.push(data) {
-                        inspection.refused.leave(ambiguous.into());
-                        return Poll::Ready(Some(Err(Stopped.into())));
+                        return self.stop(ambiguous);
                     }
                     if let Some(before) = self.withheld.replace(frame) {
                         return Poll::Ready(Some(Ok(before)));
@@ -230,8 +245,7 @@ impl Passing {
                     if let Some(inspection) = self.inspection.take()
                         && let Err(refusal) = (inspection.decide)(inspection.scanner.finish())
                     {
-                        inspection.refused.leave(refusal);
-                        return Poll::Ready(Some(Err(Stopped.into())));
+                        return self.stop(refusal);
                     }
                     self.read.extend(self.withheld.take().into_iter().chain(end));
                     if self.read.is_empty() {

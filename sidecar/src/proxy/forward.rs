@@ -83,9 +83,9 @@ impl Forward<'_> {
                 rest,
                 reservation,
             } => {
-                let refused = inspection.as_ref().map(|inspection| inspection.refused.clone());
-                let body = Outbound::passing(read, rest, reservation, inspection);
-                let response = self.send(&head, &key, body, refused.as_ref()).await?;
+                let refused = Refused::default();
+                let body = Outbound::passing(read, rest, reservation, inspection, refused.clone());
+                let response = self.send(&head, &key, body, Some(&refused)).await?;
                 return match self.judge(response).await? {
                     Verdict::PassOn(answered) => Ok(answered),
                     // It is gone: only the caller can send it again.

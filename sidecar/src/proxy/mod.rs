@@ -11,6 +11,7 @@ pub mod caller;
 pub mod dead_key;
 mod forward;
 pub mod headers;
+mod idle;
 pub mod json;
 pub mod models;
 pub mod query;
@@ -41,7 +42,7 @@ use crate::server::{Answer, Arrival};
 use crate::store::{Delivered, Held, Slot, Store};
 use account::{Account, Exchange};
 use answer::Relayed;
-use body::{Inbound, Inspection, MAX_HELD_TOTAL, Refused};
+use body::{Inbound, Inspection, MAX_HELD_TOTAL};
 use forward::{Answered, Forward, Head};
 use models::{Ambiguous, Scanner};
 use refusal::Refusal;
@@ -243,9 +244,7 @@ impl Passing<'_> {
         }
         headers::outbound(&mut headers);
         let mut exchange = Exchange::begin(self.account.clone(), self.delivered.version(), place);
-        let body = Inbound::read(body, room)
-            .await
-            .map_err(|_| Refusal::UpstreamUnreachable)?;
+        let body = Inbound::read(body, room).await?;
         let mut inspection = None;
         if inspect {
             let mut scanner = Scanner::new(&upstream.models_elsewhere);
@@ -259,7 +258,6 @@ impl Passing<'_> {
                     inspection = Some(Inspection {
                         scanner,
                         decide: Box::new(move |model| check_model(&models, model?)),
-                        refused: Refused::default(),
                     });
                 }
             }

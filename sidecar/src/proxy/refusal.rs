@@ -1,6 +1,8 @@
 //! What the proxy answers itself: in the form of the provider's own errors, so that its SDKs raise what they would for one
 //! of the provider's, and with words that say what to do.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
@@ -8,6 +10,7 @@ use llmwarden_proto::delivery::ErrorShape;
 use serde_json::{Value, json};
 
 use super::caller::Unauthorized;
+use super::idle::Broken;
 use super::models::Ambiguous;
 use super::target::Tricky;
 
@@ -56,6 +59,10 @@ pub enum Refusal {
     ModelMissing,
     /// Its model can't be told.
     ModelUnreadable(Ambiguous),
+    /// The rest of its body did not come, for so long.
+    BodyStalled(Duration),
+    /// Its body ended before its end, or is cut into pieces that can't be read.
+    BodyIncomplete,
     /// So many requests are on their way that there is no place to hold another one.
     Busy,
     /// The provider refused the key.
@@ -71,7 +78,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// One of each, for metrics, which show what did not happen, too.
-    pub const REASONS: [&str; 20] = [
+    pub const REASONS: [&str; 22] = [
         "forwarded",
         "host",
         "browser",
@@ -88,6 +95,8 @@ impl Refusal {
         "model_not_allowed",
         "model_missing",
         "model_unreadable",
+        "body_stalled",
+        "body_incomplete",
         "busy",
         "dead_key",
         "upstream_unreachable",
@@ -113,6 +122,8 @@ impl Refusal {
             Self::ModelNotAllowed { .. } => "model_not_allowed",
             Self::ModelMissing => "model_missing",
             Self::ModelUnreadable(_) => "model_unreadable",
+            Self::BodyStalled(_) => "body_stalled",
+            Self::BodyIncomplete => "body_incomplete",
             Self::Busy => "busy",
             Self::DeadKey { .. } => "dead_key",
             Self::UpstreamUnreachable => "upstream_unreachable",
@@ -127,7 +138,9 @@ impl Refusal {
             | Self::Host
             | Self::Target(_)
             | Self::ModelMissing
-            | Self::ModelUnreadable(_) => StatusCode::BAD_REQUEST,
+            | Self::ModelUnreadable(_)
+            | Self::BodyIncomplete => StatusCode::BAD_REQUEST,
+            Self::BodyStalled(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthorized(_) | Self::DeadKey { .. } => StatusCode::UNAUTHORIZED,
             Self::Browser
             | Self::NotProxied
@@ -194,6 +207,13 @@ impl Refusal {
                 "the model of the request can't be told: {}. LLMAccess `{access}` may not use all models: name one in the field `model` of a plain JSON body",
                 ambiguous.why()
             ),
+            Self::BodyStalled(pause) => format!(
+                "nothing more of the request's body came for {} s: send all of it without long pauses",
+                pause.as_secs()
+            ),
+            Self::BodyIncomplete => {
+                "the request's body broke off, or is in chunks that can't be read: send all of it".into()
+            }
             Self::Busy => {
                 "too many requests of this pod are on their way: try again, or send fewer at a time".into()
             }
@@ -283,6 +303,16 @@ impl From<Unauthorized> for Refusal {
     }
 }
 
+impl From<Broken> for Refusal {
+    /// Of a request's body.
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Silent(pause) => Self::BodyStalled(pause),
+            Broken::Failed(_) => Self::BodyIncomplete,
+        }
+    }
+}
+
 impl From<Ambiguous> for Refusal {
     fn from(ambiguous: Ambiguous) -> Self {
         Self::ModelUnreadable(ambiguous)
@@ -303,7 +333,7 @@ fn anthropic_type(status: StatusCode) -> &'static str {
         StatusCode::FORBIDDEN => "permission_error",
         StatusCode::NOT_FOUND => "not_found_error",
         StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
-        StatusCode::GATEWAY_TIMEOUT => "timeout_error",
+        StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => "timeout_error",
         status if status.is_server_error() => "api_error",
         _ => "invalid_request_error",
     }
@@ -314,7 +344,7 @@ fn gemini_status(status: StatusCode) -> &'static str {
         StatusCode::UNAUTHORIZED => "UNAUTHENTICATED",
         StatusCode::FORBIDDEN => "PERMISSION_DENIED",
         StatusCode::NOT_FOUND => "NOT_FOUND",
-        StatusCode::GATEWAY_TIMEOUT => "DEADLINE_EXCEEDED",
+        StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => "DEADLINE_EXCEEDED",
         status if status.is_server_error() => "UNAVAILABLE",
         _ => "INVALID_ARGUMENT",
     }
@@ -368,6 +398,8 @@ mod tests {
             },
             Refusal::ModelMissing,
             Refusal::ModelUnreadable(Ambiguous::Twice),
+            Refusal::BodyStalled(Duration::from_secs(7)),
+            Refusal::BodyIncomplete,
             Refusal::Busy,
             Refusal::DeadKey { retry: true },
             Refusal::UpstreamUnreachable,
@@ -424,6 +456,7 @@ mod tests {
                 Refusal::UpstreamUnreachable | Refusal::UpstreamTimeout => {
                     assert!(response.status().is_server_error());
                 }
+                Refusal::BodyStalled(_) => assert_eq!(response.status(), 408),
                 _ => assert!(response.status().is_client_error() && retries.is_none() && !waits),
             }
         }

@@ -1,6 +1,7 @@
 //! The sidecar's proxy as programs meet it, over raw sockets, so that nothing corrects what goes over the wire.
 
 mod callers;
+mod limits;
 mod models;
 mod rotation;
 mod streams;

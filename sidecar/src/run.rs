@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use kube::Client;
 use llmwarden_proto::names;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -33,6 +34,8 @@ use crate::status::StatusPage;
 use crate::store::{Slot, Store};
 use crate::token::Token;
 
+/// How many files there have to be room for: a proxied request has two connections.
+const FILES: u64 = 4_096;
 /// How long open connections may take to finish. Pods get 30 s by default.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often the delivery directory, the token's files and the socket are looked after.
@@ -53,6 +56,9 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
     // First of all, so that no signal finds the default action.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    if let Err(error) = raise_file_limit() {
+        warn!(%error, "the limit of open files stays as it is");
+    }
 
     let dir = cli.dir.as_path();
     let lock = open_directory(dir)?;
@@ -132,6 +138,13 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
     let _ = fs::remove_file(socket);
     tasks.shutdown().await;
     outcome
+}
+
+/// Makes room for all that may be open at a time, as far as it is allowed: container runtimes leave 1,024 files to whoever
+/// asks for no more.
+fn raise_file_limit() -> nix::Result<()> {
+    let (now, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, now.max(FILES.min(most)), most)
 }
 
 /// Every access with what its files show from the last run.
@@ -290,4 +303,18 @@ fn listen_unix(path: &Path) -> anyhow::Result<UnixListener> {
     // The umask takes the right to connect from other users, who are to have it.
     fs::set_permissions(path, fs::Permissions::from_mode(0o666)).with_context(what)?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_all_connections() {
+        let limit = || getrlimit(Resource::RLIMIT_NOFILE).expect("readable");
+        let (_, most) = limit();
+        setrlimit(Resource::RLIMIT_NOFILE, most.min(1_024), most).expect("allowed");
+        raise_file_limit().expect("allowed");
+        assert_eq!(limit(), (most.min(FILES), most));
+    }
 }

@@ -1,14 +1,15 @@
-//! The model of a body: however it is cut, one answer, and never another than a reader of the whole has.
+//! The models of a body: however it is cut, one answer, and never another than a reader of the whole has.
 #![no_main]
 
 use std::collections::HashMap;
 
 use libfuzzer_sys::fuzz_target;
-use llmwarden_sidecar::proxy::models::{Ambiguous, Scanner};
+use llmwarden_proto::profile::ProviderKind;
+use llmwarden_sidecar::proxy::models::{Ambiguous, Named, Scanner};
 use serde_json::Value;
 
-fn scan(body: &[u8], size: usize) -> Result<Option<String>, Ambiguous> {
-    let mut scanner = Scanner::new(&["fallbacks".to_owned()]);
+fn scan(body: &[u8], size: usize) -> Result<Named, Ambiguous> {
+    let mut scanner = Scanner::new(&ProviderKind::Openai.upstream(None));
     for piece in body.chunks(size) {
         scanner.push(piece)?;
     }
@@ -22,7 +23,9 @@ fuzz_target!(|input: &[u8]| {
     let whole = scan(body, body.len().max(1));
     let cut = scan(body, usize::from(size % 16) + 1);
     assert_eq!(whole.as_ref().ok(), cut.as_ref().ok());
-    let Ok(model) = whole else { return };
+    let Ok(Named { model, in_tools }) = whole else {
+        return;
+    };
     // Half surrogate pairs are all that it passes over and this does not; of two fields with one name this takes the last.
     if let Ok(fields) = serde_json::from_slice::<HashMap<String, Value>>(body) {
         let named: Vec<_> = fields
@@ -36,5 +39,16 @@ fuzz_target!(|input: &[u8]| {
             None => assert!(named.iter().all(|(_, value)| value.is_null())),
         }
         assert!(fields.get("fallbacks").is_none_or(Value::is_null));
+        for tool in fields
+            .get("tools")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
+            assert_ne!(tool["type"], "image_generation");
+            if let Some(model) = tool["model"].as_str() {
+                assert!(in_tools.iter().any(|named| named == model));
+            }
+        }
     }
 });

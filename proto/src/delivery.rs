@@ -84,6 +84,9 @@ pub struct Upstream {
     /// Fields of a body, besides `model`, that name further models to use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models_elsewhere: Vec<String>,
+    /// Tools of a body, by their `type`, and plugins, by their `id`, that use models which they need not name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub model_tools: Vec<String>,
     /// The form that errors have, so that the provider's SDKs understand ours too.
     #[serde(default, skip_serializing_if = "ErrorShape::is_openai")]
     pub errors: ErrorShape,

@@ -181,6 +181,7 @@ impl ProviderKind {
     /// How it is reached at this base URL, or at its own: all that is known of the provider, and no limits.
     pub fn upstream(self, base_url: Option<&str>) -> Upstream {
         let base_url = base_url.or(self.base_url());
+        let owned = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
         Upstream {
             provider: self.as_str().to_owned(),
             base_url: base_url.map(str::to_owned),
@@ -188,11 +189,8 @@ impl ProviderKind {
             ca_bundle: None,
             models: Vec::new(),
             routes: self.routes(base_url.map_or("", base_path)),
-            models_elsewhere: self
-                .models_elsewhere()
-                .iter()
-                .map(|field| (*field).to_owned())
-                .collect(),
+            models_elsewhere: owned(self.models_elsewhere()),
+            model_tools: owned(self.model_tools()),
             errors: self.error_shape(),
             dead_key: self.dead_key(),
             requests_per_minute: None,

@@ -272,7 +272,8 @@ impl ProviderKind {
         }
     }
 
-    /// Fields of a body, besides `model`, by which this provider's API takes models to fall back to.
+    /// Fields of a body, besides `model`, by which this provider's API takes models to fall back to, or something else that
+    /// decides about them.
     pub const fn models_elsewhere(self) -> &'static [&'static str] {
         match self {
             Self::AwsBedrock | Self::GcpVertexai => &[],
@@ -280,17 +281,33 @@ impl ProviderKind {
                 "models",
                 "fallbacks",
                 "context_window_fallbacks",
+                "context_window_fallback_dict",
                 "content_policy_fallbacks",
                 "default_fallbacks",
                 "model_list",
                 "user_config",
             ],
-            Self::Openai
-            | Self::Anthropic
-            | Self::AzureOpenai
-            | Self::Gemini
-            | Self::Openrouter
-            | Self::Custom => &["models", "fallbacks"],
+            Self::Openrouter => &["models", "fallbacks", "preset"],
+            Self::AzureOpenai | Self::Gemini => &["models", "fallbacks", "agent"],
+            Self::Openai | Self::Anthropic | Self::Custom => &["models", "fallbacks"],
+        }
+    }
+
+    /// Tools of this provider's API that use models which they need not name: by their `type`, plugins by their `id`.
+    pub const fn model_tools(self) -> &'static [&'static str] {
+        match self {
+            // Anthropic's advisor always names its model.
+            Self::AwsBedrock | Self::GcpVertexai | Self::Anthropic | Self::Gemini => &[],
+            Self::Openai | Self::AzureOpenai => &["image_generation"],
+            // Behind a gateway there may be any of them.
+            Self::Openrouter | Self::Litellm | Self::Custom => &[
+                "image_generation",
+                "openrouter:image_generation",
+                "openrouter:advisor",
+                "openrouter:subagent",
+                "openrouter:fusion",
+                "fusion",
+            ],
         }
     }
 }

@@ -14,7 +14,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::idle::{Broken, Idle};
-use super::models::{Ambiguous, Scanner};
+use super::models::{Ambiguous, Named, Scanner};
 use super::refusal::Refusal;
 use crate::server::BoxError;
 
@@ -121,7 +121,7 @@ impl Inbound {
     }
 }
 
-/// Looks for the model in a body that passes, and says whether the body may go.
+/// Looks for the models in a body that passes, and says whether the body may go.
 pub struct Inspection {
     /// Reads the body.
     pub scanner: Scanner,
@@ -129,8 +129,8 @@ pub struct Inspection {
     pub decide: Decide,
 }
 
-/// Decides about the model that a body names, if it names one.
-type Decide = Box<dyn FnOnce(Result<Option<String>, Ambiguous>) -> Result<(), Refusal> + Send>;
+/// Decides about the models that a body names.
+type Decide = Box<dyn FnOnce(Result<Named, Ambiguous>) -> Result<(), Refusal> + Send>;
 
 /// A place for the refusal of a body that was already on its way.
 #[derive(Debug, Clone, Default)]

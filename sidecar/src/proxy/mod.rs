@@ -44,7 +44,7 @@ use account::{Account, Exchange};
 use answer::Relayed;
 use body::{Inbound, Inspection, MAX_HELD_TOTAL};
 use forward::{Answered, Forward, Head};
-use models::{Ambiguous, Scanner};
+use models::{Ambiguous, Named, Scanner};
 use refusal::Refusal;
 use routes::{Decision, is_model_allowed};
 use target::Target;
@@ -225,7 +225,7 @@ impl Passing<'_> {
             Decision::Allow => false,
             Decision::ModelInBody => true,
             Decision::Model(model) => {
-                check_model(&upstream.models, Some(model))?;
+                check_model(&upstream.models, model)?;
                 false
             }
             Decision::Denied(reason) => return Err(Refusal::RouteDenied(reason.to_owned())),
@@ -247,17 +247,17 @@ impl Passing<'_> {
         let body = Inbound::read(body, room).await?;
         let mut inspection = None;
         if inspect {
-            let mut scanner = Scanner::new(&upstream.models_elsewhere);
+            let mut scanner = Scanner::new(upstream);
             match &body {
                 Inbound::Whole { data, .. } => {
                     scanner.push(data)?;
-                    check_model(&upstream.models, scanner.finish()?)?;
+                    check_models(&upstream.models, scanner.finish()?)?;
                 }
                 Inbound::Begun { .. } => {
                     let models = upstream.models.clone();
                     inspection = Some(Inspection {
                         scanner,
-                        decide: Box::new(move |model| check_model(&models, model?)),
+                        decide: Box::new(move |named| check_models(&models, named?)),
                     });
                 }
             }
@@ -296,8 +296,14 @@ fn relay(Answered { response, read }: Answered, mut exchange: Exchange) -> Answe
     answer
 }
 
-fn check_model(allowed: &[String], model: Option<String>) -> Result<(), Refusal> {
-    let model = model.ok_or(Refusal::ModelMissing)?;
+fn check_models(allowed: &[String], Named { model, in_tools }: Named) -> Result<(), Refusal> {
+    check_model(allowed, model.ok_or(Refusal::ModelMissing)?)?;
+    in_tools
+        .into_iter()
+        .try_for_each(|model| check_model(allowed, model))
+}
+
+fn check_model(allowed: &[String], model: String) -> Result<(), Refusal> {
     if is_model_allowed(allowed, &model) {
         return Ok(());
     }

@@ -1,7 +1,16 @@
-//! Which model a JSON body asks for: its field `model`, read as the body goes by. Where two readers could find two models,
-//! none is found.
+//! Which models a JSON body asks for: its field `model`, and those of its tools, read as the body goes by. Where two
+//! readers could find two models, none is found.
+
+use llmwarden_proto::delivery::Upstream;
 
 use super::json::{MAX_DEPTH, MAX_TEXT, Malformed, Reader, Scalar, Visitor};
+
+/// How many models the tools of one body may name.
+const MAX_IN_TOOLS: usize = 16;
+/// Where tools stand, wherever that is: some are named by what others say, or by what was said before.
+const TOOLS: [&str; 2] = ["tools", "plugins"];
+/// What tells one kind of them from another.
+const KINDS: [&str; 2] = ["type", "id"];
 
 /// Why the model of a body can't be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +35,10 @@ pub enum Ambiguous {
     NotText,
     /// Another field names further models.
     Elsewhere(String),
+    /// Tools name too many of them.
+    InTools,
+    /// A tool uses models that it need not name.
+    Tool(String),
 }
 
 impl Ambiguous {
@@ -45,6 +58,10 @@ impl Ambiguous {
             Self::NotText => format!("`model` is not a text of at most {MAX_TEXT} bytes"),
             Self::Elsewhere(field) => {
                 format!("the field `{field}` names further models, which is not allowed here")
+            }
+            Self::InTools => format!("its tools name more than {MAX_IN_TOOLS} models"),
+            Self::Tool(tool) => {
+                format!("its tool `{tool}` uses models of its own, which is not allowed here")
             }
         }
     }
@@ -68,14 +85,27 @@ pub struct Scanner {
     failed: Option<Ambiguous>,
 }
 
+/// The models that a body names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Named {
+    /// That of the field `model`.
+    pub model: Option<String>,
+    /// Those of its tools, each once.
+    pub in_tools: Vec<String>,
+}
+
 /// What was found so far.
 #[derive(Debug, Default)]
 struct Found {
     elsewhere: Vec<String>,
-    /// The field whose value comes next.
+    model_tools: Vec<String>,
+    /// What the value stands for that comes next.
     field: Field,
+    /// Which of what is open is a list of tools, and which is a tool.
+    lists: Depths,
+    tools: Depths,
     seen: bool,
-    model: Option<String>,
+    named: Named,
     problem: Option<Ambiguous>,
 }
 
@@ -85,13 +115,33 @@ enum Field {
     Other,
     Model,
     Elsewhere(String),
+    Tools,
+    /// In a tool.
+    ToolsModel,
+    ToolsKind,
+}
+
+/// A bit for each depth.
+#[derive(Debug, Clone, Copy, Default)]
+struct Depths(u128);
+
+impl Depths {
+    fn has(self, depth: u32) -> bool {
+        depth > 0 && self.0 >> (depth - 1) & 1 == 1
+    }
+
+    fn set(&mut self, depth: u32, to: bool) {
+        let bit = 1 << (depth - 1);
+        self.0 = if to { self.0 | bit } else { self.0 & !bit };
+    }
 }
 
 impl Scanner {
-    /// For bodies that may have none of these fields with something in them, besides `model`.
-    pub fn new(elsewhere: &[String]) -> Self {
+    /// For bodies of requests to this provider.
+    pub fn new(upstream: &Upstream) -> Self {
         let found = Found {
-            elsewhere: elsewhere.to_vec(),
+            elsewhere: upstream.models_elsewhere.clone(),
+            model_tools: upstream.model_tools.clone(),
             ..Found::default()
         };
         Self {
@@ -109,11 +159,11 @@ impl Scanner {
         self.failed.clone().map_or(Ok(()), Err)
     }
 
-    /// At the end of the body: the model, if it names one.
-    pub fn finish(self) -> Result<Option<String>, Ambiguous> {
+    /// At the end of the body: what it names.
+    pub fn finish(self) -> Result<Named, Ambiguous> {
         match self.failed {
             Some(ambiguous) => Err(ambiguous),
-            None if self.reader.is_complete() => Ok(self.found.model),
+            None if self.reader.is_complete() => Ok(self.found.named),
             None => Err(Ambiguous::Truncated),
         }
     }
@@ -124,65 +174,95 @@ impl Found {
         self.problem.get_or_insert(problem);
     }
 
-    /// Something stands in a field that should not have it.
-    fn value_of_field(&mut self) {
-        match std::mem::take(&mut self.field) {
-            Field::Other => {}
+    /// What a field of this name, in what is open at this depth, stands for.
+    fn field(&mut self, depth: u32, key: &str) -> Field {
+        let is = |name: &str| key.eq_ignore_ascii_case(name);
+        if depth == 1 {
+            if key == "model" {
+                if std::mem::replace(&mut self.seen, true) {
+                    self.problem(Ambiguous::Twice);
+                }
+                return Field::Model;
+            }
+            if is("model") {
+                self.problem(Ambiguous::Spelling);
+            }
+            if let Some(field) = self.elsewhere.iter().find(|field| is(field)) {
+                return Field::Elsewhere(field.clone());
+            }
+        }
+        if TOOLS.into_iter().any(is) {
+            Field::Tools
+        } else if is("model") && (self.tools.has(depth) || self.tools.has(depth - 1)) {
+            // Also in its settings. Deeper there are schemas and examples.
+            Field::ToolsModel
+        } else if KINDS.into_iter().any(is) && self.tools.has(depth) {
+            Field::ToolsKind
+        } else {
+            Field::Other
+        }
+    }
+
+    fn text(&mut self, field: Field, text: Option<&str>) {
+        match (field, text) {
+            (Field::Model, Some(text)) => self.named.model = Some(text.to_owned()),
+            (Field::Model | Field::ToolsModel, None) => self.problem(Ambiguous::NotText),
+            (Field::ToolsModel, Some(text)) => {
+                let named = &mut self.named.in_tools;
+                let is_new = !named.iter().any(|named| named == text);
+                if is_new && named.len() == MAX_IN_TOOLS {
+                    self.problem(Ambiguous::InTools);
+                } else if is_new {
+                    named.push(text.to_owned());
+                }
+            }
+            (Field::ToolsKind, Some(text)) => {
+                if self.model_tools.iter().any(|tool| tool == text) {
+                    self.problem(Ambiguous::Tool(text.to_owned()));
+                }
+            }
+            (field, _) => self.other_value(field),
+        }
+    }
+
+    /// No text.
+    fn other_value(&mut self, field: Field) {
+        match field {
             Field::Model => self.problem(Ambiguous::NotString),
             Field::Elsewhere(field) => self.problem(Ambiguous::Elsewhere(field)),
+            Field::Other | Field::Tools | Field::ToolsModel | Field::ToolsKind => {}
         }
     }
 }
 
 impl Visitor for Found {
-    fn wants(&self, depth: u32, key: bool) -> bool {
-        depth == 1 && (key || matches!(self.field, Field::Model))
+    fn wants(&self, _: u32, key: bool) -> bool {
+        key || matches!(self.field, Field::Model | Field::ToolsModel | Field::ToolsKind)
     }
 
     fn key(&mut self, depth: u32, key: Option<&str>) {
-        // Keys that are too long to be kept are not called `model`.
-        let Some(key) = key.filter(|_| depth == 1) else {
-            return;
-        };
-        if key == "model" {
-            self.field = Field::Model;
-            if self.seen {
-                self.problem(Ambiguous::Twice);
-            }
-            self.seen = true;
-        } else if key.eq_ignore_ascii_case("model") {
-            self.problem(Ambiguous::Spelling);
-        } else if let Some(field) = self
-            .elsewhere
-            .iter()
-            .find(|field| key.eq_ignore_ascii_case(field))
-        {
-            self.field = Field::Elsewhere(field.clone());
-        }
+        // Keys that are too long to be kept are not called so.
+        self.field = key.map_or(Field::Other, |key| self.field(depth, key));
     }
 
     fn scalar(&mut self, depth: u32, value: Scalar<'_>) {
-        match (depth, value) {
-            (0, _) => self.problem(Ambiguous::NotObject),
-            (1, Scalar::Null) => self.field = Field::Other,
-            (1, Scalar::String(text)) if matches!(self.field, Field::Model) => {
-                self.field = Field::Other;
-                match text {
-                    Some(text) => self.model = Some(text.to_owned()),
-                    None => self.problem(Ambiguous::NotText),
-                }
-            }
-            (1, _) => self.value_of_field(),
-            _ => {}
+        let field = std::mem::take(&mut self.field);
+        match value {
+            _ if depth == 0 => self.problem(Ambiguous::NotObject),
+            Scalar::Null => {}
+            Scalar::String(text) => self.text(field, text),
+            Scalar::Number(_) | Scalar::Bool => self.other_value(field),
         }
     }
 
     fn open(&mut self, depth: u32, object: bool) {
-        match depth {
-            1 if !object => self.problem(Ambiguous::NotObject),
-            2 => self.value_of_field(),
-            _ => {}
+        if depth == 1 && !object {
+            self.problem(Ambiguous::NotObject);
         }
+        let field = std::mem::take(&mut self.field);
+        self.tools.set(depth, object && self.lists.has(depth - 1));
+        self.lists.set(depth, !object && matches!(field, Field::Tools));
+        self.other_value(field);
     }
 
     fn close(&mut self, _: u32) {}

@@ -98,6 +98,7 @@ fn companions_are_written_as_they_always_were() {
         upstream.routes.clear();
         upstream.dead_key.clear();
         upstream.models_elsewhere.clear();
+        upstream.model_tools.clear();
         upstream.errors = ErrorShape::default();
         assert_eq!(serde_json::to_string(&document).expect("serializes"), expected);
         let names: Vec<_> = data.keys().map(String::as_str).collect();

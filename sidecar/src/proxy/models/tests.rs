@@ -1,20 +1,27 @@
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 
+use llmwarden_proto::profile::ProviderKind;
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor as SerdeVisitor};
+use serde_json::Value;
 
 use super::*;
 
-/// The whole body at once.
+/// The model of a body that is read at once.
 fn scan(body: &[u8]) -> Result<Option<String>, Ambiguous> {
     scan_in(body, body.len().max(1))
 }
 
 /// In pieces of this size.
 fn scan_in(body: &[u8], size: usize) -> Result<Option<String>, Ambiguous> {
-    let mut scanner = Scanner::new(&["models".to_owned(), "fallbacks".to_owned()]);
+    named(ProviderKind::Openai, body, size).map(|named| named.model)
+}
+
+/// All that a body for this provider names, read in pieces of this size.
+fn named(kind: ProviderKind, body: &[u8], size: usize) -> Result<Named, Ambiguous> {
+    let mut scanner = Scanner::new(&kind.upstream(None));
     for piece in body.chunks(size) {
         scanner.push(piece)?;
     }
@@ -143,8 +150,97 @@ fn what_is_ambiguous_names_no_model() {
 }
 
 #[test]
+fn tools_that_bring_models_are_found_wherever_they_stand() {
+    use ProviderKind::{Anthropic, Openai, Openrouter};
+    for (kind, body, models) in [
+        (
+            Anthropic,
+            r#"{"tools":[{"type":"advisor_20260301","name":"advisor","model":"b"},{"Model":"b"}],"model":"a"}"#,
+            &["b"][..],
+        ),
+        (
+            Openrouter,
+            r#"{"tools":[{"type":"openrouter:new","parameters":{"model":"b","tools":[{"model":"c"}]}}]}"#,
+            &["b", "c"],
+        ),
+        (
+            Openai,
+            r#"{"input":[{"type":"additional_tools","tools":[{"type":"new","svg":{"model":"b"}}]}]}"#,
+            &["b"],
+        ),
+        (Openrouter, r#"{"plugins":[{"id":"new","model":"b"}]}"#, &["b"]),
+        (
+            Openai,
+            r#"{"\u0074ools":[{"model":null},[{"model":"x"}],{"m\u006fdel":"b"}]}"#,
+            &["b"],
+        ),
+        // What is no tool, a schema, an example, what a tool was called with.
+        (
+            Openai,
+            r#"{"tools":[{"type":"function","function":{"name":"buy","parameters":{"type":"object",
+                "properties":{"model":{"type":"string"}},"default":{"model":"T"},"examples":[{"model":"T"}]}}}],
+                "messages":[{"role":"assistant","model":"x","tool_calls":[{"type":"image_generation"}]}],
+                "tool_choice":{"type":"image_generation"},"metadata":{"model":"x"}}"#,
+            &[],
+        ),
+        (
+            Openai,
+            r#"{"tools":{"model":"x"},"a":{"tools":"model","b":[{"model":"x"}]}}"#,
+            &[],
+        ),
+    ] {
+        for size in [1, 3, body.len()] {
+            let found = named(kind, body.as_bytes(), size).map(|named| named.in_tools);
+            assert_eq!(
+                found,
+                Ok(models.iter().map(|model| (*model).to_owned()).collect()),
+                "{body}"
+            );
+        }
+    }
+    let tool = |tool: &str| Ambiguous::Tool(tool.into());
+    for (kind, body, why) in [
+        (
+            Openai,
+            r#"{"tools":[{"type":"image_generation"}]}"#,
+            tool("image_generation"),
+        ),
+        (
+            Openai,
+            r#"{"tools":[{"model":"a","Type":"image_generation"}],"model":"a"}"#,
+            tool("image_generation"),
+        ),
+        (
+            Openai,
+            r#"{"input":[{"type":"additional_tools","tools":[{"type":"image_generation"}]}]}"#,
+            tool("image_generation"),
+        ),
+        (
+            Openrouter,
+            r#"{"tools":[{"type":"openrouter:fusion","parameters":{"analysis_models":["b"]}}]}"#,
+            tool("openrouter:fusion"),
+        ),
+        (Openrouter, r#"{"plugins":[{"id":"fusion"}]}"#, tool("fusion")),
+        (Anthropic, r#"{"tools":[{"model":"\ud800"}]}"#, Ambiguous::NotText),
+    ] {
+        for size in [1, 3, body.len()] {
+            assert_eq!(named(kind, body.as_bytes(), size), Err(why.clone()), "{body}");
+        }
+    }
+    let many = |count: usize| {
+        let tools: Vec<_> = (0..count)
+            .map(|number| format!(r#"{{"model":"{number}"}}"#))
+            .collect();
+        let body = format!(r#"{{"tools":[{0},{0}]}}"#, tools.join(","));
+        named(Openai, body.as_bytes(), body.len()).map(|named| named.in_tools.len())
+    };
+    assert_eq!(many(MAX_IN_TOOLS), Ok(MAX_IN_TOOLS));
+    assert_eq!(many(MAX_IN_TOOLS + 1), Err(Ambiguous::InTools));
+}
+
+#[test]
 fn an_error_is_final() {
-    let mut scanner = Scanner::new(&[]);
+    let mut scanner = Scanner::new(&ProviderKind::Openai.upstream(None));
     assert_eq!(scanner.push(b"{]"), Err(Ambiguous::Syntax));
     assert_eq!(scanner.push(b"{}"), Err(Ambiguous::Syntax));
     assert_eq!(scanner.finish(), Err(Ambiguous::Syntax));
@@ -196,8 +292,53 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![near, object, prop::collection::vec(any::<u8>(), 0..40)]
 }
 
+/// Bodies with tools in all kinds of places.
+fn with_tools() -> impl Strategy<Value = Value> {
+    let text = prop::sample::select(vec!["a", "b", "c"]).prop_map(Value::from);
+    let leaf = prop_oneof![text, Just(Value::Null), Just(Value::from(7))];
+    let key = prop::sample::select(vec!["tools", "plugins", "parameters", "model", "type", "x"]);
+    leaf.prop_recursive(6, 64, 6, move |value| {
+        let object = prop::collection::btree_map(key.clone().prop_map(str::to_owned), value.clone(), 0..5);
+        prop_oneof![
+            prop::collection::vec(value, 0..4).prop_map(Value::from),
+            object.prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+    .prop_map(|value| serde_json::json!({ "a": value.clone(), "tools": value }))
+}
+
+/// The models that the tools in a value name.
+fn tools_models(value: &Value, found: &mut BTreeSet<String>) {
+    let own = |value: &Value| value["model"].as_str().map(str::to_owned);
+    let children: Vec<_> = match value {
+        Value::Array(all) => all.iter().collect(),
+        Value::Object(members) => {
+            let lists = ["tools", "plugins"]
+                .iter()
+                .filter_map(|name| members.get(*name)?.as_array());
+            for tool in lists.flatten().filter_map(Value::as_object) {
+                found.extend(tool.get("model").and_then(Value::as_str).map(str::to_owned));
+                found.extend(tool.values().filter(|value| value.is_object()).filter_map(own));
+            }
+            members.values().collect()
+        }
+        _ => Vec::new(),
+    };
+    for child in children {
+        tools_models(child, found);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn it_finds_the_tools_that_serde_does(body in with_tools(), size in 1..8_usize) {
+        let found = named(ProviderKind::Openai, body.to_string().as_bytes(), size).map(|named| named.in_tools);
+        let mut expected = BTreeSet::new();
+        tools_models(&body, &mut expected);
+        prop_assert_eq!(found.map(BTreeSet::from_iter), Ok(expected));
+    }
 
     #[test]
     fn it_reads_as_serde_does(body in body(), size in 1..8_usize) {

@@ -130,6 +130,36 @@ async fn what_is_listed_passes_and_what_is_not_is_told_with_the_list() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_models_of_tools_have_to_be_listed_too() {
+    let (provider, upstream) = fake(ProviderKind::Openai).await;
+    let proxied = Proxied::start(limited(upstream)).await;
+    for (tool, status, words) in [
+        (r#"{"type":"new","model":"o4-mini"}"#, 200, ""),
+        (
+            r#"{"type":"new","model":"gpt-5"}"#,
+            403,
+            "may not use the model `gpt-5`",
+        ),
+        (
+            r#"{"type":"new","settings":{"model":"gpt-5"}}"#,
+            403,
+            "may not use the model `gpt-5`",
+        ),
+        (
+            r#"{"type":"image_generation"}"#,
+            400,
+            "its tool `image_generation` uses models of its own",
+        ),
+    ] {
+        let body =
+            format!(r#"{{"tools":[{tool}],"model":"gpt-4o","messages":[{{"role":"user","content":"a"}}]}}"#);
+        let answer = proxied.ask(&chunked(&proxied, &[], &body)).await;
+        assert_words(&answer, status, &[words]);
+        assert_eq!(provider.take_seen().len(), usize::from(status == 200), "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_a_large_request_that_is_denied_the_end_never_arrives() {
     const SIZE: usize = 3 << 20;
     let script = Script::start().await;

@@ -1,5 +1,7 @@
 //! What to write for an access: decided from an [`Observation`] alone, without a cluster.
 
+mod secrets;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use llmwarden_proto::access::{LLMAccessStatus, Trigger};
 use llmwarden_proto::delivery::{MAX_VERSION, State, next_version};
 use llmwarden_proto::names;
 use llmwarden_proto::provider::{LLMProvider, whole_seconds};
-use llmwarden_proto::reason::{ConditionType, Reason};
+use llmwarden_proto::reason::Reason;
 use secrecy::SecretString;
 
 use super::desired::{Data, DesiredSecret, active_companion, application_data, withdrawn_companion};
@@ -20,10 +22,11 @@ use super::observe::Observation;
 use super::pods;
 use super::promises;
 use super::status::{self, Delivered};
-use crate::conditions::{self, Truth};
+use crate::conditions;
 use crate::index::secret::ObservedSecret;
 use crate::inject::select::Scope;
 use crate::instance::Instance;
+use secrets::{announce_recreation, ensure, remove_others, write_own};
 
 /// What a plan depends on besides what was observed.
 pub struct Settings {
@@ -423,94 +426,6 @@ fn companion_intact(seen: &Observation, key: &SecretString) -> bool {
         companion.holds_value(names::API_KEY, key)
             && companion.delivery().map(|delivery| delivery.version) == recorded_version(seen)
     })
-}
-
-/// Makes a Secret be as desired. Says whether one that was there before had to be mended.
-fn ensure(
-    seen: &Observation,
-    name: &str,
-    data: Data,
-    cause: Option<&Trigger>,
-    grant: &Grant,
-    writes: &mut Vec<Write>,
-) -> bool {
-    let present = seen.secrets.get(name);
-    let mut desired = DesiredSecret::new(name, data, present.map(AsRef::as_ref));
-    if let Some(cause) = cause {
-        desired = desired.caused_by(cause);
-    }
-    match present {
-        Some(foreign) if grant.adopts.iter().any(|adopted| adopted == name) => {
-            writes.push(Write::Replace(desired, Arc::clone(foreign)));
-            false
-        }
-        own => write_own(own, desired, writes) && old_status(seen).secret_ref.is_some_and(|s| s.name == name),
-    }
-}
-
-fn write_own(present: Option<&Arc<ObservedSecret>>, desired: DesiredSecret, writes: &mut Vec<Write>) -> bool {
-    match present {
-        None => writes.push(Write::Create(desired)),
-        Some(own) if own.is_immutable() => {
-            // Announced already.
-            writes.push(Write::Recreate(desired, Arc::clone(own)));
-            return false;
-        }
-        Some(own) if !own.is_labelled() || !own.holds(&desired.data) => {
-            writes.push(Write::Replace(desired, Arc::clone(own)));
-        }
-        Some(_) => return false,
-    }
-    true
-}
-
-/// Deletes what the access owns under other names.
-fn remove_others(seen: &Observation, keep: &BTreeSet<&str>, writes: &mut Vec<Write>) -> BTreeSet<String> {
-    let others = seen
-        .secrets
-        .values()
-        .filter(|s| s.is_owned_by(seen.uid()) && !s.terminating && !keep.contains(s.name.as_str()));
-    others
-        .map(|secret| {
-            writes.push(Write::Delete(Arc::clone(secret)));
-            secret.name.clone()
-        })
-        .collect()
-}
-
-/// The kubelet never follows an immutable Secret to its successor, so pods must restart. That is said before it is
-/// recreated: after a crash in between nobody could tell.
-fn announce_recreation(seen: &Observation, names: &[&str]) -> Option<Plan> {
-    let immutable: Vec<_> = names
-        .iter()
-        .filter_map(|name| seen.own_secret(name))
-        .filter(|secret| secret.is_immutable())
-        .map(|secret| format!("{} (uid {})", secret.name, secret.uid))
-        .collect();
-    if immutable.is_empty() {
-        return None;
-    }
-    let message = format!(
-        "Secret {} was made immutable by somebody and is recreated: pods that were started with it must be restarted to \
-         get new keys",
-        immutable.join(" and ")
-    );
-    let status = old_status(seen);
-    let announced = conditions::find(&status.conditions, ConditionType::LiveRotation)
-        .is_some_and(|condition| condition.message == message);
-    if announced {
-        return None;
-    }
-    let reason = Reason::ImmutableSecretRecreated;
-    let mut plan = Plan {
-        status,
-        events: vec![EventNote::warning(reason, message.clone())],
-        look_again: Some(Duration::ZERO),
-        ..Plan::default()
-    };
-    plan.conditions(seen)
-        .set(ConditionType::LiveRotation, Truth::False, reason, message);
-    Some(plan)
 }
 
 fn old_status(seen: &Observation) -> LLMAccessStatus {

@@ -2,11 +2,13 @@
 
 use jiff::SignedDuration;
 use llmwarden_proto::provider::ProxyPolicy;
+use llmwarden_proto::reason::ConditionType;
 use serde_json::json;
 
 use super::world::{GRACE, World, parse};
 use super::*;
 use crate::access::pods::{InjectedPod, Pods};
+use crate::conditions::Truth;
 use crate::index::pod::Told;
 
 /// A pod whose sidecar says that it has this version, and lacks these features.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Secret;
 use llmwarden_proto::access::Trigger;
+use llmwarden_proto::reason::ConditionType;
 use secrecy::ExposeSecret;
 use serde_json::json;
 

@@ -133,7 +133,7 @@ fn pods(index: &Index, namespace: &str, access: &LLMAccess) -> Pods {
             told: told.cloned(),
             proxied: pod.proxied.contains(name),
             reads_secret: pod.environment.contains(&access.spec.secret_name),
-            is_kagents: pod.identity.is_kagents(),
+            hashes_secret: pod.hashes_secret,
             exposure: pod.exposure.clone(),
         }
     });

@@ -27,8 +27,8 @@ pub struct InjectedPod {
     pub proxied: bool,
     /// Whether a container reads the application's Secret into its environment.
     pub reads_secret: bool,
-    /// Whether it is one of kagent's.
-    pub is_kagents: bool,
+    /// Whether kagent makes another one when that Secret changes.
+    pub hashes_secret: bool,
     /// What lets its containers into the sidecar, if something does.
     pub exposure: Option<String>,
 }

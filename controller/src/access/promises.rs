@@ -72,7 +72,7 @@ fn live(seen: &Observation, provider: &LLMProviderSpec, proxied: bool) -> Option
         None => ": add injection.proxy: {}",
         Some(_) => "",
     };
-    let of_kagent = named(injected, |pod| pod.reads_secret && pod.is_kagents);
+    let of_kagent = named(injected, |pod| pod.reads_secret && pod.hashes_secret);
     if !of_kagent.is_empty() {
         let message = format!(
             "kagent restarts {} whenever Secret {secret} changes, which it does with each new key{remedy}",

@@ -18,6 +18,11 @@ use crate::inject::plan::exposure;
 use crate::inject::select::{Identity, wants};
 use crate::inject::sidecar;
 
+/// In the annotations of a pod of kagent's: a hash of all that it is to be replaced for.
+const CONFIG_HASH: &str = "kagent.dev/config-hash";
+/// Of an agent that brings its own image, of which kagent looks at no Secret.
+const NO_HASH: &str = "0";
+
 /// What is remembered of a pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pod {
@@ -29,6 +34,8 @@ pub struct Pod {
     pub leaving: bool,
     /// What it is selected by.
     pub identity: Identity,
+    /// Whether kagent made it, and makes another one when its model's Secret changes.
+    pub hashes_secret: bool,
     /// Why it was left without the sidecar, if the webhook was asked.
     pub skipped: Option<String>,
     /// The accesses whose companions its sidecar mounts, in the order of the sidecar's arguments; none without a sidecar.
@@ -99,6 +106,11 @@ impl Told {
 impl Pod {
     fn from_metadata(metadata: ObjectMeta) -> Self {
         let mut annotations = metadata.annotations.unwrap_or_default();
+        let hash = annotations.remove(CONFIG_HASH);
+        let identity = Identity {
+            wish: annotations.remove(names::INJECT_ANNOTATION),
+            labels: metadata.labels.unwrap_or_default(),
+        };
         Self {
             uid: metadata.uid.unwrap_or_default(),
             created: metadata.creation_timestamp.map(|time| time.0),
@@ -107,10 +119,8 @@ impl Pod {
                 .remove(names::SKIPPED_ANNOTATION)
                 .map(|why| short(&why)),
             refresh: annotations.remove(names::REFRESH_ANNOTATION),
-            identity: Identity {
-                wish: annotations.remove(names::INJECT_ANNOTATION),
-                labels: metadata.labels.unwrap_or_default(),
-            },
+            hashes_secret: identity.is_kagents() && hash.as_deref() != Some(NO_HASH),
+            identity,
             ..Self::default()
         }
     }
@@ -299,5 +309,29 @@ impl Kind for Unlabelled {
 
     fn is_same(&self, other: &Self) -> bool {
         self.0 == other.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn kagent_replaces_the_pods_whose_secret_it_hashes() {
+        let hashes = |labels, annotations| {
+            let metadata = json!({ "metadata": { "labels": labels, "annotations": annotations } });
+            let pod = serde_json::from_value::<PartialObjectMeta<core::v1::Pod>>(metadata).expect("metadata");
+            Unlabelled::from(pod).0.hashes_secret
+        };
+        let kagents = json!({ "app": "kagent", "kagent": "agent" });
+        assert!(hashes(
+            kagents.clone(),
+            json!({ CONFIG_HASH: "18030646368661960583" })
+        ));
+        assert!(hashes(kagents.clone(), json!({})));
+        assert!(!hashes(kagents, json!({ CONFIG_HASH: "0" })));
+        assert!(!hashes(json!({ "app": "other" }), json!({ CONFIG_HASH: "1" })));
     }
 }

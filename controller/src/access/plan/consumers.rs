@@ -125,7 +125,7 @@ fn the_status_promises_what_holds() {
     let with_env: Change = |world| {
         world.access.spec.injection.env = parse(json!([{ "name": "KEY", "secretKey": "apiKey" }]));
     };
-    let kagents = reading(|pod| pod.is_kagents = true);
+    let kagents = reading(|pod| pod.hashes_secret = true);
     let not_enforced = Some(("False", Reason::NotEnforced));
     let cases: [(&str, Change, Vec<InjectedPod>, Promise, Promise); 9] = [
         ("nobody", |_| {}, vec![], None, not_enforced),
@@ -160,7 +160,7 @@ fn the_status_promises_what_holds() {
         (
             "kagent, through the proxy",
             proxied,
-            reading(|pod| (pod.is_kagents, pod.proxied) = (true, true)),
+            reading(|pod| (pod.hashes_secret, pod.proxied) = (true, true)),
             Some(("True", Reason::ThroughProxy)),
             Some(("True", Reason::EnforcedByProxy)),
         ),

@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use kube::Client;
 use llmwarden_proto::names;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -40,6 +40,8 @@ const FILES: u64 = 4_096;
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often the delivery directory, the token's files and the socket are looked after.
 const CHECK: Duration = Duration::from_secs(5);
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// Held while a sidecar delivers to the directory.
 const LOCK_FILE: &str = "..lock";
 
@@ -75,12 +77,12 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
         connections: connections.clone(),
     };
 
-    let endpoint_listener = listen(cli.listen, "--listen").await?;
+    let endpoint_listener = listen(cli.listen, "--listen")?;
     let endpoint_address = endpoint_listener.local_addr()?;
     let store = Arc::new(restore(&cli, endpoint_address));
     let socket = dir.join(names::SOCKET_FILE);
     let socket_listener = listen_unix(&socket)?;
-    let status_listener = listen(cli.status, "--status").await?;
+    let status_listener = listen(cli.status, "--status")?;
     let status_address = status_listener.local_addr()?;
 
     let mut tasks = JoinSet::new();
@@ -270,8 +272,8 @@ fn open_directory(dir: &Path) -> anyhow::Result<File> {
     Ok(lock)
 }
 
-async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    let bound = match TcpListener::bind(address).await {
+fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    let bound = match bind(address) {
         // No IPv6 here.
         Err(error)
             if address.ip().is_unspecified()
@@ -280,11 +282,23 @@ async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> 
                     Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL)
                 ) =>
         {
-            TcpListener::bind((IpAddr::from(Ipv4Addr::UNSPECIFIED), address.port())).await
+            bind((IpAddr::from(Ipv4Addr::UNSPECIFIED), address.port()).into())
         }
         bound => bound,
     };
     bound.with_context(|| format!("{flag} {address}: cannot listen there"))
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    // Connections have it from here: no piece of a stream waits until the client has confirmed the one before.
+    socket.set_nodelay(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn listen_unix(path: &Path) -> anyhow::Result<UnixListener> {

@@ -1,5 +1,7 @@
 //! Answers that come piece by piece.
 
+use std::time::Instant;
+
 use llmwarden_tests::fake_provider::{End, Pace};
 use tokio::sync::watch;
 
@@ -33,6 +35,19 @@ async fn each_piece_comes_as_it_is_said() {
     client.until("data: two\n\n").await;
     provider.say(END).await;
     assert_eq!(client.rest().await, ("\r\n0\r\n\r\n".to_owned(), false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_piece_does_not_wait_for_the_one_before() {
+    let (script, proxied) = Proxied::to_script().await;
+    let (mut client, mut provider, _) = begun(&script, &proxied).await;
+    let begun = Instant::now();
+    for _ in 0..100 {
+        provider.say(TWO).await;
+        client.until("data: two\n\n").await;
+    }
+    // A client confirms what it has got after 40 ms, unless it has something to say.
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

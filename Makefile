@@ -62,7 +62,7 @@ deny:
 demo: cluster helm build ## Shows a key rotate under a running agent (KEEP=1 leaves the cluster running)
 	KEEP=$(KEEP) $(CARGO) run --locked -q -p llmwarden-tests --bin demo
 
-bench: cluster helm release ## Measures delivery, endpoint, many accesses, admission and footprint (BENCH=delivery,endpoint,scale,admission)
+bench: cluster helm release ## Measures delivery, endpoint, proxy, many accesses, admission and footprint (BENCH=delivery,endpoint,proxy,scale,admission)
 	$(CARGO) build --locked --release -p llmwarden-tests --bin bare
 	LLMWARDEN_PROGRAMS=$(CURDIR)/target/$(HOST)/release BENCH=$(BENCH) ACCESSES=$(ACCESSES) \
 		$(CARGO) run --locked --release -q -p llmwarden-tests --bin bench

@@ -35,6 +35,12 @@ pub fn helm() -> Result<PathBuf> {
     once(&PROGRAM, || Ok(build("build", "helm")?.join("helm")))
 }
 
+/// nginx: that of the machine, or Debian's.
+pub fn nginx() -> Result<PathBuf> {
+    static PROGRAM: Built = OnceLock::new();
+    once(&PROGRAM, || Ok(build("build", "nginx")?.join("nginx")))
+}
+
 /// The directory of the providers' SDKs, with a program on them for each language.
 pub fn clients() -> Result<PathBuf> {
     static DIR: Built = OnceLock::new();

@@ -1,31 +1,53 @@
-//! The certificates of one test cluster: an authority that lives as long as the cluster does.
+//! The certificates of one test cluster, or of a server that stands for a provider: an authority that lives as long.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::TlsAcceptor;
 
 /// A certificate and its key, as files.
 #[derive(Debug, Clone)]
-pub(crate) struct Certificate {
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
+pub struct Certificate {
+    /// The certificate, or the public key alone.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
 }
 
-/// What signs the certificates of a cluster.
+impl Certificate {
+    /// What a server of HTTP/1.1 accepts TLS connections with.
+    pub fn acceptor(&self) -> Result<TlsAcceptor> {
+        let certificate = CertificateDer::from_pem_file(&self.certificate)?;
+        let key = PrivateKeyDer::from_pem_file(&self.key)?;
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let mut config = ServerConfig::builder_with_provider(provider.into())
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(TlsAcceptor::from(Arc::new(config)))
+    }
+}
+
+/// What signs them.
 #[derive(Debug)]
-pub(crate) struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     dir: PathBuf,
 }
 
 impl Authority {
     /// Makes an authority whose certificate is `ca.crt` in `dir`.
-    pub(crate) fn new(dir: &Path) -> Result<Self> {
+    pub fn new(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let mut params = CertificateParams::default();
         params
@@ -42,12 +64,12 @@ impl Authority {
     }
 
     /// The authority's own certificate.
-    pub(crate) fn certificate(&self) -> PathBuf {
+    pub fn certificate(&self) -> PathBuf {
         self.dir.join("ca.crt")
     }
 
     /// A server certificate for these DNS names and addresses.
-    pub(crate) fn server(&self, name: &str, addresses: &[&str]) -> Result<Certificate> {
+    pub fn server(&self, name: &str, addresses: &[&str]) -> Result<Certificate> {
         let params = CertificateParams::new(addresses.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         self.sign(name, params, ExtendedKeyUsagePurpose::ServerAuth)
     }

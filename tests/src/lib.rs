@@ -10,7 +10,7 @@
 
 pub mod api_proxy;
 pub mod binaries;
-mod certificates;
+pub mod certificates;
 pub mod chart;
 pub mod client;
 pub mod control_plane;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use llmwarden_proto::logging::LEVEL_VARIABLE;
 use llmwarden_proto::names;
 use llmwarden_proto::status::Status;
@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::binaries;
 use crate::process::{Process, tail};
+use crate::wait::try_eventually;
 
 const START: Duration = Duration::from_secs(30);
 /// By these a process is told to go out through a proxy.
@@ -195,6 +196,16 @@ impl Sidecar {
             Ok((answer.status().as_u16(), answer.body_mut().read_to_string()?))
         })
         .await?
+    }
+
+    /// Waits until it has a key for every access.
+    pub async fn await_keys(&self, timeout: Duration) -> Result<()> {
+        try_eventually("a key for every access", timeout, async || {
+            let (status, text) = self.probe("/startupz").await?;
+            ensure!(status == 200, "{text}");
+            Ok(())
+        })
+        .await
     }
 
     /// The samples of `/metrics` whose names, with labels, begin like this: the rest of the name, and the value.

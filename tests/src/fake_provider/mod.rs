@@ -216,7 +216,7 @@ impl FakeProvider {
         if let Some(names) = names {
             let dir = tempfile::tempdir()?;
             let authority = Authority::new(dir.path())?;
-            tls = Some(serve::acceptor(&authority.server("provider", names)?)?);
+            tls = Some(authority.server("provider", names)?.acceptor()?);
             kept = Some((dir, authority.certificate()));
         }
         tokio::spawn(serve::accept(listener, tls, state.clone()));

@@ -16,9 +16,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -26,22 +23,8 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::{Answer, Call, Content, End, Fault, Refusal, Script, Seen, State, api};
-use crate::certificates::Certificate;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
-
-/// What TLS connections are accepted with.
-pub(super) fn acceptor(files: &Certificate) -> Result<TlsAcceptor> {
-    let certificate = CertificateDer::from_pem_file(&files.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&files.key)?;
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    let mut config = ServerConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
 
 /// Serves until the fake is dropped.
 pub(super) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, state: Arc<State>) {

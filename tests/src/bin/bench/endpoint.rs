@@ -2,21 +2,17 @@
 //! in turns; each server has one core, the load the other one.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use llmwarden_proto::names;
 use llmwarden_tests::sidecar::{self, Sidecar};
 use llmwarden_tests::{Process, Volume};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 use serde::Serialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
-use crate::figures::{Weight, percentile};
+use crate::figures::{Weight, median};
+use crate::load::{Load, SERVER, Target, on_core};
 
 const ROUNDS: usize = 9;
 const CONNECTIONS: usize = 16;
@@ -33,14 +29,6 @@ pub struct Throughput {
     /// Requests a second, endpoint against bare: median of the rounds' ratios.
     ratio: f64,
     idle_kib: u64,
-}
-
-/// What a server did under load.
-#[derive(Debug, Clone, Copy, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Load {
-    requests_per_second: f64,
-    cpu_us_per_request: f64,
 }
 
 impl Throughput {
@@ -75,12 +63,7 @@ pub async fn measure() -> Result<Throughput> {
         ..sidecar::Options::new([volume.source(ACCESS)])
     };
     let sidecar = Sidecar::start(options).await?;
-    llmwarden_tests::try_eventually("the key", SOON, async || {
-        let (status, text) = sidecar.probe("/startupz").await?;
-        ensure!(status == 200, "{text}");
-        Ok(())
-    })
-    .await?;
+    sidecar.await_keys(SOON).await?;
     let idle_kib = Weight::resident("idle", sidecar.process().pid())?.kib();
 
     let log = tempfile::NamedTempFile::new()?;
@@ -90,24 +73,28 @@ pub async fn measure() -> Result<Throughput> {
 
     let path = format!("/v1/keys/{ACCESS}/{}", names::API_KEY);
     let header = std::fs::read_to_string(sidecar.auth_header())?;
-    let request = |host: SocketAddr| {
-        format!(
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\n{}\r\n\r\n",
+    let target = |pid, address: SocketAddr| Target {
+        pid,
+        address,
+        tls: None,
+        request: format!(
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\n{}\r\n\r\n",
             header.trim_end()
         )
-        .into_bytes()
+        .into_bytes(),
+        end: key.clone().into_bytes(),
     };
     let targets = [
-        (sidecar.process().pid(), sidecar.endpoint()),
-        (bare.pid(), address),
+        target(sidecar.process().pid(), sidecar.endpoint()),
+        target(bare.pid(), address),
     ];
-    for (pid, _) in targets {
-        on_core(i32::try_from(pid)?, 0)?;
+    for target in &targets {
+        on_core(target.pid, SERVER)?;
     }
     let mut rounds: [Vec<Load>; 2] = Default::default();
     for round in 0..=ROUNDS {
-        for (loads, (pid, address)) in rounds.iter_mut().zip(targets) {
-            let load = load(pid, address, request(address), &key).await?;
+        for (loads, target) in rounds.iter_mut().zip(&targets) {
+            let load = target.load(CONNECTIONS, REQUESTS).await?;
             // The first one warms everything up.
             if round > 0 {
                 loads.push(load);
@@ -119,93 +106,8 @@ pub async fn measure() -> Result<Throughput> {
     let ratios = ratios.map(|(endpoint, bare)| endpoint.requests_per_second / bare.requests_per_second);
     Ok(Throughput {
         ratio: median(ratios),
-        endpoint: middle(&endpoint),
-        bare: middle(&bare),
+        endpoint: Load::middle(&endpoint),
+        bare: Load::middle(&bare),
         idle_kib,
     })
-}
-
-fn middle(loads: &[Load]) -> Load {
-    Load {
-        requests_per_second: median(loads.iter().map(|load| load.requests_per_second)),
-        cpu_us_per_request: median(loads.iter().map(|load| load.cpu_us_per_request)),
-    }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    percentile(&values, 50)
-}
-
-/// One round, from a thread of its own on the other core.
-async fn load(pid: u32, address: SocketAddr, request: Vec<u8>, key: &str) -> Result<Load> {
-    let key = key.to_owned();
-    let before = cpu_time(pid)?;
-    let round = tokio::task::spawn_blocking(move || -> Result<Duration> {
-        on_core(0, 1)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        runtime.block_on(async {
-            let begun = Instant::now();
-            let clients = (0..CONNECTIONS).map(|_| client(address, &request, &key));
-            futures::future::try_join_all(clients).await?;
-            Ok(begun.elapsed())
-        })
-    });
-    let took = round.await??.as_secs_f64();
-    let cpu = cpu_time(pid)?.saturating_sub(before).as_secs_f64();
-    #[expect(clippy::cast_precision_loss, reason = "a few thousand requests")]
-    let requests = (CONNECTIONS * REQUESTS) as f64;
-    Ok(Load {
-        requests_per_second: requests / took,
-        cpu_us_per_request: cpu * 1e6 / requests,
-    })
-}
-
-/// Asks over and over on one connection. All answers are as long as the first one, which is looked at.
-async fn client(address: SocketAddr, request: &[u8], key: &str) -> Result<()> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let mut buffer = vec![0; 4096];
-    let mut length = None;
-    for _ in 0..REQUESTS {
-        stream.write_all(request).await?;
-        let mut read = 0;
-        loop {
-            let count = stream.read(&mut buffer[read..]).await?;
-            ensure!(count > 0, "the server closed the connection");
-            read += count;
-            let whole = length.map_or_else(
-                || buffer[..read].ends_with(key.as_bytes()),
-                |length| read >= length,
-            );
-            if whole {
-                break;
-            }
-        }
-        ensure!(
-            buffer.starts_with(b"HTTP/1.1 200") && *length.get_or_insert(read) == read,
-            "another answer than the first"
-        );
-    }
-    Ok(())
-}
-
-fn on_core(pid: i32, core: usize) -> Result<()> {
-    let mut cores = CpuSet::new();
-    cores.set(core)?;
-    Ok(sched_setaffinity(Pid::from_raw(pid), &cores)?)
-}
-
-/// The time that all threads of a process have run.
-fn cpu_time(pid: u32) -> Result<Duration> {
-    let mut total = 0;
-    for task in std::fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task"))? {
-        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-        let ran = text.split(' ').next().context("an empty schedstat")?;
-        total += ran.parse::<u64>()?;
-    }
-    Ok(Duration::from_nanos(total))
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::admission::Admission;
 use crate::delivery::{Delivery, ROTATIONS};
 use crate::endpoint::Throughput;
+use crate::proxy::Comparison;
 use crate::scale::Scale;
 
 /// All figures of one run.
@@ -19,6 +20,8 @@ pub struct Report {
     pub deliveries: Vec<Delivery>,
     /// How many requests the endpoint answers.
     pub throughput: Option<Throughput>,
+    /// What the proxy costs, against nginx.
+    pub proxy: Option<Comparison>,
     /// Many accesses.
     pub scales: Vec<Scale>,
     /// How long the webhook takes.
@@ -42,6 +45,9 @@ impl Report {
         }
         if let Some(throughput) = &self.throughput {
             println!("\n{}", throughput.table());
+        }
+        if let Some(proxy) = &self.proxy {
+            println!("\n{}", proxy.table());
         }
         for scale in &self.scales {
             println!("\n{}", scale.table());
@@ -96,4 +102,11 @@ impl Weight {
 /// Of sorted values.
 pub fn percentile<T: Copy>(sorted: &[T], percent: usize) -> T {
     sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
+}
+
+/// The one in the middle.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    percentile(&values, 50)
 }

@@ -1,13 +1,15 @@
-//! `make bench`: how fast a key is delivered, how much the endpoint answers, how many accesses the controller carries, how
-//! long the API server waits for its webhook, and what the programs weigh. Everything is compared with something bare that does the same in the same run, as a machine's
-//! own figures say little.
+//! `make bench`: how fast a key is delivered, how much the endpoint answers, what the proxy costs, how many accesses the
+//! controller carries, how long the API server waits for its webhook, and what the programs weigh. Everything is compared with
+//! something bare that does the same in the same run, as a machine's own figures say little.
 //!
-//! `BENCH=delivery,endpoint,scale,admission` measures these alone; `ACCESSES=1000` has `scale` measure that number alone.
+//! `BENCH=delivery,endpoint,proxy,scale,admission` measures these alone; `ACCESSES=1000` has `scale` measure that number alone.
 
 mod admission;
 mod delivery;
 mod endpoint;
 mod figures;
+mod load;
+mod proxy;
 mod scale;
 
 use anyhow::{Context, Result, ensure};
@@ -35,6 +37,9 @@ async fn main() -> Result<()> {
     }
     if wanted("endpoint") {
         report.throughput = Some(endpoint::measure().await?);
+    }
+    if wanted("proxy") {
+        report.proxy = Some(Box::pin(proxy::measure()).await?);
     }
     if wanted("scale") {
         let numbers = std::env::var("ACCESSES").ok().filter(|text| !text.is_empty());

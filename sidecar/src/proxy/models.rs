@@ -7,7 +7,7 @@ use super::json::{MAX_DEPTH, MAX_TEXT, Malformed, Reader, Scalar, Visitor};
 
 /// How many models the tools of one body may name.
 const MAX_IN_TOOLS: usize = 16;
-/// Where tools stand, wherever that is: some are named by what others say, or by what was said before.
+/// The fields that hold tools, at any depth: some stand in what was said before.
 const TOOLS: [&str; 2] = ["tools", "plugins"];
 /// What tells one kind of them from another.
 const KINDS: [&str; 2] = ["type", "id"];

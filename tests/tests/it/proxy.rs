@@ -236,6 +236,8 @@ struct Peer {
 
 impl Peer {
     fn new(stream: TcpStream) -> Self {
+        // What is said goes out at once.
+        stream.set_nodelay(true).unwrap();
         Self {
             stream,
             ahead: Vec::new(),

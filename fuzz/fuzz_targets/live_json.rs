@@ -39,7 +39,7 @@ fuzz_target!(|document: &[u8]| {
     let written = serde_json::to_vec(&companion.delivery).expect("it serializes");
     assert_eq!(parse(&written).expect("readable").delivery, companion.delivery);
 
-    if let Ok(Held::Active(delivered)) = Held::of(companion, Mode::Direct) {
+    if let Ok(Held::Active(delivered)) = Held::of(companion, &Mode::Direct) {
         assert!(
             delivered
                 .expose(names::API_KEY)

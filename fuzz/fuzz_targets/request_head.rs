@@ -62,7 +62,7 @@ fn store() -> Store {
         names::LIVE_JSON => Some(DOCUMENT),
         _ => Some(KEY),
     });
-    let held = Held::of(companion.expect("readable"), Mode::Direct).expect("direct");
+    let held = Held::of(companion.expect("readable"), &Mode::Direct).expect("direct");
     Store::new([(
         "agent".to_owned(),
         Slot {

@@ -93,7 +93,7 @@ impl Guard {
 
     /// Whether the request may be looked at.
     pub fn check(&self, request: &Parts, transport: Transport) -> Result<(), Refusal> {
-        self.check_origin(request, transport)?;
+        self.check_origin(&request.headers, transport)?;
         let uri = &request.uri;
         if uri.authority().is_some() || uri.query().is_some() || !is_plain(uri.path()) {
             return Err(Refusal::Target);
@@ -116,8 +116,7 @@ impl Guard {
     }
 
     /// Whether it comes from a local client, and not through one: the part of the rules that holds for the proxy too.
-    pub fn check_origin(&self, request: &Parts, transport: Transport) -> Result<(), Refusal> {
-        let headers = &request.headers;
+    pub fn check_origin(&self, headers: &HeaderMap, transport: Transport) -> Result<(), Refusal> {
         let mut from_a_page = false;
         for name in headers.keys() {
             if *name == FORWARDED || name.as_str().starts_with(FORWARDED_PREFIX) {

@@ -159,6 +159,8 @@ pub struct Account {
     /// In the order of [`CLASSES`].
     answers: [Counter; 5],
     complete: Counter,
+    /// In and out.
+    tokens: [Counter; 2],
     first_byte: Histogram,
     duration: Histogram,
     in_use: Mutex<BTreeMap<u64, u64>>,
@@ -182,12 +184,18 @@ impl Account {
                 .get_or_create(&ClassLabel { access, class })
                 .clone()
         });
+        let tokens = ["in", "out"].map(|direction| {
+            let access = access.clone();
+            let label = DirectionLabel { access, direction };
+            metrics.tokens.get_or_create(&label).clone()
+        });
         let complete = metrics.endings.get_or_create(&ending).clone();
         let first_byte = metrics.first_byte.get_or_create(&label).clone();
         let duration = metrics.duration.get_or_create(&label).clone();
         Self {
             answers,
             complete,
+            tokens,
             first_byte,
             duration,
             in_use: Mutex::default(),
@@ -274,13 +282,9 @@ impl Exchange {
 
     /// What the answer says was used.
     pub fn used(&self, usage: Usage) {
-        for (direction, tokens) in [("in", usage.input), ("out", usage.output)] {
-            let label = DirectionLabel {
-                access: self.account.access.clone(),
-                direction,
-            };
-            self.account.metrics.tokens.get_or_create(&label).inc_by(tokens);
-        }
+        let [input, output] = &self.account.tokens;
+        input.inc_by(usage.input);
+        output.inc_by(usage.output);
     }
 
     /// The answer has ended as it should.

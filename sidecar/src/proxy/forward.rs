@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::account::Exchange;
 use super::body::{Inbound, Inspection, Outbound, Refused};
 use super::refusal::Refusal;
-use super::upstream::Client;
+use super::upstream::Provider;
 use super::{dead_key, headers};
 use crate::store::{Delivered, Held, Slot};
 
@@ -55,8 +55,8 @@ pub struct Answered {
 
 /// What an exchange is made with.
 pub struct Forward<'a> {
-    /// Connections to the provider.
-    pub client: Client,
+    /// The provider, and the connections to it.
+    pub provider: Arc<Provider>,
     /// How it is spoken to.
     pub upstream: &'a Upstream,
     /// The access as it is now, and as it becomes.
@@ -145,7 +145,7 @@ impl Forward<'_> {
         let name = HeaderName::try_from(&auth.header).map_err(|_| Refusal::NoUpstream)?;
         let value = headers::authorization(auth, key).map_err(|_| Refusal::NoUpstream)?;
         request.headers_mut().insert(name, value);
-        match tokio::time::timeout(HEAD_TIMEOUT, self.client.request(request)).await {
+        match tokio::time::timeout(HEAD_TIMEOUT, self.provider.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
                 if let Some(refusal) = refused.and_then(Refused::take) {

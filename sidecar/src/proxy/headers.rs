@@ -12,7 +12,11 @@ use secrecy::{ExposeSecret, SecretString};
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 /// By these a request is treated as one of another method than was decided about.
-const OVERRIDES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+const OVERRIDES: [HeaderName; 3] = [
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-method-override"),
+];
 
 /// Removes what a message says about its connection.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {

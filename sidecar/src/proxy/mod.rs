@@ -28,9 +28,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{Either, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, HeaderValue, VIA};
-use hyper::http::request::Parts;
-use hyper::http::uri::{PathAndQuery, Uri};
-use hyper::{Request, Response};
+use hyper::{HeaderMap, Method, Request, Response};
 use hyper_util::client::proxy::matcher::Matcher;
 use llmwarden_proto::delivery::{ErrorShape, Upstream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -47,7 +45,7 @@ use forward::{Answered, Forward, Head};
 use models::{Ambiguous, Named, Scanner};
 use refusal::Refusal;
 use routes::{Decision, is_model_allowed};
-use target::Target;
+use target::{Target, Tricky};
 use upstream::Clients;
 
 /// How many requests may be on their way at a time.
@@ -72,6 +70,14 @@ pub struct Proxy {
 struct Access {
     account: Arc<Account>,
     clients: Clients,
+}
+
+/// What is asked.
+struct Asked<'a> {
+    method: Method,
+    target: Result<Target<'a>, Tricky>,
+    headers: HeaderMap,
+    body: Incoming,
 }
 
 /// A refusal, and in which form it is told.
@@ -125,19 +131,25 @@ impl Proxy {
     /// Answers a request.
     pub async fn answer(&self, Arrival { request, place }: Arrival, transport: Transport) -> Answer {
         place.set_streaming(true);
-        let (mut parts, body) = request.into_parts();
+        let (head, body) = request.into_parts();
         let has_body = !body.is_end_stream();
-        let access =
-            Target::parse(&parts.uri).map_or_else(|_| String::new(), |target| target.access.to_owned());
-        match self.pass_on(&access, &mut parts, body, transport).await {
+        let target = Target::parse(&head.uri);
+        let access = target.map_or("", |target| target.access);
+        let asked = Asked {
+            method: head.method,
+            target,
+            headers: head.headers,
+            body,
+        };
+        match self.pass_on(asked, transport).await {
             Ok(answer) => answer,
             Err(Refuse { refusal, shape }) => {
-                match self.accesses.get(&access) {
+                match self.accesses.get(access) {
                     Some(access) => access.account.refused(&refusal),
                     None => self.metrics.refused(refusal.reason()),
                 }
                 let mut answer = refusal
-                    .response(shape, &access)
+                    .response(shape, access)
                     .map(|body| Either::Left(Full::new(body)));
                 if has_body {
                     // What is left of it is not read.
@@ -150,25 +162,19 @@ impl Proxy {
         }
     }
 
-    async fn pass_on(
-        &self,
-        access: &str,
-        request: &mut Parts,
-        body: Incoming,
-        transport: Transport,
-    ) -> Result<Answer, Refuse> {
+    async fn pass_on(&self, asked: Asked<'_>, transport: Transport) -> Result<Answer, Refuse> {
         // Until it is known whose access it is.
         let plainly = |refusal| Refuse {
             refusal,
             shape: ErrorShape::default(),
         };
-        let origin = self.guard.check_origin(request, transport);
+        let origin = self.guard.check_origin(&asked.headers, transport);
         origin.map_err(|refusal| plainly(refusal.into()))?;
-        Target::parse(&request.uri).map_err(|tricky| plainly(tricky.into()))?;
-        let (slot, delivered) = self.held(access).map_err(plainly)?;
+        let target = asked.target.map_err(|tricky| plainly(tricky.into()))?;
+        let (slot, delivered) = self.held(target.access).map_err(plainly)?;
         let Access { account, clients } = self
             .accesses
-            .get(access)
+            .get(target.access)
             .ok_or_else(|| plainly(Refusal::NotProxied))?;
         let Some(upstream) = delivered.upstream() else {
             return Err(plainly(Refusal::NoUpstream));
@@ -182,7 +188,7 @@ impl Proxy {
         };
         let place = self.places.clone().try_acquire_owned();
         let place = place.map_err(|_| Refusal::Busy);
-        let passed = async { passing.pass(request, body, place?, &self.room).await };
+        let passed = async { passing.pass(asked, target, place?, &self.room).await };
         passed.await.map_err(|refusal| Refuse {
             refusal,
             shape: upstream.errors,
@@ -213,15 +219,21 @@ struct Passing<'a> {
 impl Passing<'_> {
     async fn pass(
         self,
-        request: &mut Parts,
-        body: Incoming,
+        asked: Asked<'_>,
+        Target { path, query, .. }: Target<'_>,
         place: OwnedSemaphorePermit,
         room: &Arc<Semaphore>,
     ) -> Result<Answer, Refusal> {
         let upstream = self.upstream;
-        caller::authenticate(request, &upstream.auth, self.delivered.placeholder())?;
-        let Target { path, query, .. } = Target::parse(&request.uri)?;
-        let inspect = match routes::decide(upstream, &request.method, path, query) {
+        let Asked {
+            method,
+            mut headers,
+            body,
+            ..
+        } = asked;
+        let query = caller::authenticate(&mut headers, query, &upstream.auth, self.delivered.placeholder())?;
+        let query = query.as_deref();
+        let inspect = match routes::decide(upstream, &method, path, query) {
             Decision::Allow => false,
             Decision::ModelInBody => true,
             Decision::Model(model) => {
@@ -230,15 +242,11 @@ impl Passing<'_> {
             }
             Decision::Denied(reason) => return Err(Refusal::RouteDenied(reason.to_owned())),
         };
-        let uri = destination(upstream, path, query).ok_or(Refusal::NoUpstream)?;
-        let client = self
-            .clients
-            .trusting(upstream.ca_bundle.as_deref())
-            .map_err(|error| {
-                warn!(%error, provider = upstream.provider, "the provider can't be called");
-                Refusal::NoUpstream
-            })?;
-        let mut headers = std::mem::take(&mut request.headers);
+        let provider = self.clients.provider(upstream).map_err(|error| {
+            warn!(%error, provider = upstream.provider, "the provider can't be called");
+            Refusal::NoUpstream
+        })?;
+        let uri = provider.uri(path, query).ok_or(Refusal::NoUpstream)?;
         if inspect && is_encoded(&headers) {
             return Err(Refusal::ModelUnreadable(Ambiguous::Syntax));
         }
@@ -262,13 +270,9 @@ impl Passing<'_> {
                 }
             }
         }
-        let head = Head {
-            method: request.method.clone(),
-            uri,
-            headers,
-        };
+        let head = Head { method, uri, headers };
         let forward = Forward {
-            client,
+            provider,
             upstream,
             slot: self.slot,
             delivered: self.delivered.clone(),
@@ -314,20 +318,9 @@ fn check_model(allowed: &[String], model: String) -> Result<(), Refusal> {
 }
 
 /// A body in a coding is not what it seems to a reader of JSON.
-fn is_encoded(headers: &hyper::HeaderMap) -> bool {
+fn is_encoded(headers: &HeaderMap) -> bool {
     let codings = headers.get_all(hyper::header::CONTENT_ENCODING);
     codings.iter().any(|coding| coding != "identity")
-}
-
-/// The provider's URL: its scheme and authority, and the caller's path and query.
-fn destination(upstream: &Upstream, path: &str, query: Option<&str>) -> Option<Uri> {
-    let mut parts = upstream.base_url.as_deref()?.parse::<Uri>().ok()?.into_parts();
-    let target = match query {
-        Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
-        None => PathAndQuery::try_from(path),
-    };
-    parts.path_and_query = Some(target.ok()?);
-    Uri::from_parts(parts).ok()
 }
 
 impl From<guard::Refusal> for Refusal {

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::Uri;
-use hyper::http::uri::Scheme;
+use hyper::http::uri::{self, PathAndQuery, Scheme};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy;
@@ -15,6 +15,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use llmwarden_proto::delivery::Upstream;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
@@ -32,19 +33,36 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 const MAX_IDLE: usize = 64;
 
 /// Sends requests to a provider.
-pub type Client = legacy::Client<TimeoutConnector<HttpsConnector<Egress>>, Outbound>;
+type Client = legacy::Client<TimeoutConnector<HttpsConnector<Egress>>, Outbound>;
 
-/// The clients of one access: there is one at a time, and another one only when the provider's authority changes.
+/// The clients of one access: there is one at a time, and another one only when the provider is another, or its authority.
 #[derive(Debug)]
 pub struct Clients {
     proxies: Arc<Matcher>,
-    current: Mutex<Option<(Option<String>, Client)>>,
+    current: Mutex<Option<Arc<Provider>>>,
 }
 
-/// The provider's authority can't be used.
+/// A provider, and what it is called with.
+#[derive(Debug)]
+pub struct Provider {
+    base_url: String,
+    bundle: Option<String>,
+    /// The scheme and the authority.
+    base: uri::Parts,
+    /// It trusts the bundled roots and the provider's own certificates.
+    pub client: Client,
+}
+
+/// Why a provider can't be called.
 #[derive(Debug, thiserror::Error)]
-#[error("the provider's caBundle holds no usable certificate in PEM form")]
-pub struct BadBundle;
+pub enum Unusable {
+    /// Nothing says where it is.
+    #[error("it has no base URL, or none that can be read")]
+    BaseUrl,
+    /// Its authority can't be used.
+    #[error("its caBundle holds no usable certificate in PEM form")]
+    Bundle,
+}
 
 impl Clients {
     /// With the proxies that the environment names.
@@ -55,20 +73,45 @@ impl Clients {
         }
     }
 
-    /// The client that trusts the bundled roots and these certificates (PEM).
-    pub fn trusting(&self, bundle: Option<&str>) -> Result<Client, BadBundle> {
+    /// The provider that is called so.
+    pub fn provider(&self, upstream: &Upstream) -> Result<Arc<Provider>, Unusable> {
+        let base_url = upstream.base_url.as_deref().ok_or(Unusable::BaseUrl)?;
+        let bundle = upstream.ca_bundle.as_deref();
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         match &*current {
-            Some((known, client)) if known.as_deref() == bundle => Ok(client.clone()),
+            Some(known) if known.base_url == base_url && known.bundle.as_deref() == bundle => {
+                Ok(known.clone())
+            }
             _ => {
-                let client = connect(self.proxies.clone(), bundle)?;
-                Ok(current.insert((bundle.map(str::to_owned), client)).1.clone())
+                let base = base_url.parse::<Uri>().map_err(|_| Unusable::BaseUrl)?;
+                let provider = Provider {
+                    base_url: base_url.to_owned(),
+                    bundle: bundle.map(str::to_owned),
+                    base: base.into_parts(),
+                    client: connect(self.proxies.clone(), bundle)?,
+                };
+                Ok(current.insert(Arc::new(provider)).clone())
             }
         }
     }
 }
 
-fn connect(proxies: Arc<Matcher>, bundle: Option<&str>) -> Result<Client, BadBundle> {
+impl Provider {
+    /// The URL of a path and a query there.
+    pub fn uri(&self, path: &str, query: Option<&str>) -> Option<Uri> {
+        let target = match query {
+            Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
+            None => PathAndQuery::try_from(path),
+        };
+        let mut parts = uri::Parts::default();
+        parts.scheme.clone_from(&self.base.scheme);
+        parts.authority.clone_from(&self.base.authority);
+        parts.path_and_query = Some(target.ok()?);
+        Uri::from_parts(parts).ok()
+    }
+}
+
+fn connect(proxies: Arc<Matcher>, bundle: Option<&str>) -> Result<Client, Unusable> {
     let mut direct = HttpConnector::new();
     direct.enforce_http(false);
     direct.set_nodelay(true);
@@ -86,7 +129,7 @@ fn connect(proxies: Arc<Matcher>, bundle: Option<&str>) -> Result<Client, BadBun
         .build(connector))
 }
 
-fn tls(bundle: Option<&str>) -> Result<ClientConfig, BadBundle> {
+fn tls(bundle: Option<&str>) -> Result<ClientConfig, Unusable> {
     let mut roots = webpki_roots::TLS_SERVER_ROOTS
         .iter()
         .cloned()
@@ -95,11 +138,11 @@ fn tls(bundle: Option<&str>) -> Result<ClientConfig, BadBundle> {
         let before = roots.len();
         for certificate in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
             roots
-                .add(certificate.map_err(|_| BadBundle)?)
-                .map_err(|_| BadBundle)?;
+                .add(certificate.map_err(|_| Unusable::Bundle)?)
+                .map_err(|_| Unusable::Bundle)?;
         }
         if roots.len() == before {
-            return Err(BadBundle);
+            return Err(Unusable::Bundle);
         }
     }
     Ok(ClientConfig::builder()
@@ -147,18 +190,23 @@ impl Service<Uri> for Egress {
 
 #[cfg(test)]
 mod tests {
+    use llmwarden_proto::profile::ProviderKind;
+
     use super::*;
 
     #[test]
     fn a_bundle_has_to_hold_certificates() {
         let clients = Clients::new(Arc::new(Matcher::builder().build()));
+        let mut upstream = ProviderKind::Openai.upstream(None);
         for bundle in [
             "",
             "no PEM",
             "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
         ] {
-            assert!(clients.trusting(Some(bundle)).is_err(), "{bundle}");
+            upstream.ca_bundle = Some(bundle.to_owned());
+            assert!(clients.provider(&upstream).is_err(), "{bundle}");
         }
-        assert!(clients.trusting(None).is_ok());
+        upstream.ca_bundle = None;
+        assert!(clients.provider(&upstream).is_ok());
     }
 }

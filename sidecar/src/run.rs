@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::fs::{self, DirBuilder, File};
-use std::future::ready;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
@@ -28,7 +27,7 @@ use crate::endpoint::guard::{Guard, Transport};
 use crate::files::{self, Directory};
 use crate::metrics::Metrics;
 use crate::proxy::{MAX_REQUESTS, Proxy};
-use crate::server::{Answer, Arrival, MAX_CONNECTIONS, Server};
+use crate::server::{Answer, Arrival, Listener, MAX_CONNECTIONS, Server};
 use crate::source;
 use crate::status::StatusPage;
 use crate::store::{Slot, Store};
@@ -44,6 +43,33 @@ const CHECK: Duration = Duration::from_secs(5);
 const BACKLOG: u32 = 1024;
 /// Held while a sidecar delivers to the directory.
 const LOCK_FILE: &str = "..lock";
+
+/// Who answers what comes to a listener.
+#[derive(Debug, Clone)]
+enum Site {
+    /// To the agent: the proxy or the endpoint.
+    Agent {
+        proxy: Arc<Proxy>,
+        endpoint: Arc<Endpoint>,
+        transport: Transport,
+    },
+    /// To whoever watches the sidecar.
+    Status(Arc<StatusPage>),
+}
+
+impl Site {
+    async fn answer(&self, arrival: Arrival) -> Answer {
+        match self {
+            Self::Agent { proxy, transport, .. } if Proxy::is_asked(&arrival.request) => {
+                Box::pin(proxy.answer(arrival, *transport)).await
+            }
+            Self::Agent {
+                endpoint, transport, ..
+            } => endpoint.answer(arrival, *transport).await,
+            Self::Status(page) => page.answer(&arrival.request),
+        }
+    }
+}
 
 /// Runs the sidecar until SIGTERM or SIGINT. The files stay: the agent may end later.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
@@ -89,34 +115,32 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
     let guard = Arc::new(Guard::new(endpoint_address, token.clone(), cli.dir.clone()));
     let proxy = Arc::new(Proxy::new(guard.clone(), store.clone(), metrics.clone()));
     let endpoint = Arc::new(Endpoint::new(guard, store.clone(), metrics.clone(), stop.clone()));
-    let over = |transport| {
-        let (endpoint, proxy) = (endpoint.clone(), proxy.clone());
-        move |arrival: Arrival| {
-            let (endpoint, proxy) = (endpoint.clone(), proxy.clone());
-            async move {
-                Ok(if Proxy::is_asked(&arrival.request) {
-                    Box::pin(proxy.answer(arrival, transport)).await
-                } else {
-                    endpoint.answer(arrival, transport).await
-                })
-            }
-        }
-    };
     let page = Arc::new(StatusPage::new(
         store.clone(),
         metrics.clone(),
         proxy.clone(),
         dir,
     ));
-    let probes = move |arrival: Arrival| ready(Ok(page.answer(&arrival.request)));
-    tasks.spawn(server(streams).serve(endpoint_listener, over(Transport::Tcp)));
+    let agent = |transport| Site::Agent {
+        proxy: proxy.clone(),
+        endpoint: endpoint.clone(),
+        transport,
+    };
+    let answers = |site: Site| {
+        let site = Arc::new(site);
+        move |arrival| {
+            let site = site.clone();
+            async move { Ok(site.answer(arrival).await) }
+        }
+    };
+    tasks.spawn(server(streams).serve(Listener::Left(endpoint_listener), answers(agent(Transport::Tcp))));
     tasks.spawn(serve_socket(
         socket.clone(),
         socket_listener,
         server(streams),
-        over(Transport::Unix),
+        answers(agent(Transport::Unix)),
     ));
-    tasks.spawn(server(0).serve(status_listener, probes));
+    tasks.spawn(server(0).serve(Listener::Left(status_listener), answers(Site::Status(page))));
     tasks.spawn(keep_directory(cli.dir.clone(), lock, token));
     start_deliveries(&cli, &store, &metrics, &stop, &mut tasks).await?;
     info!(endpoint = %endpoint_address, status = %status_address, "listening");
@@ -234,7 +258,7 @@ async fn serve_socket<F: Future<Output = Result<Answer, Infallible>> + Send + 's
     while !server.stop.is_cancelled() {
         if let Some(listener) = listener.take() {
             tokio::select! {
-                () = server.clone().serve(listener, answer.clone()) => return,
+                () = server.clone().serve(Listener::Right(listener), answer.clone()) => return,
                 () = replaced(&path) => {}
             }
         }

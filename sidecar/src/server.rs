@@ -18,9 +18,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::net::Listener;
+use tokio_util::either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -37,6 +37,10 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 pub const MAX_CONNECTIONS: usize = 64;
 /// How many of those that are too many hear why at a time.
 const MAX_TURNED_AWAY: usize = 64;
+
+/// Where connections come from. Both kinds are one type, so that the program holds one copy of hyper's server.
+pub type Listener = either::Either<TcpListener, UnixListener>;
+type Connection = either::Either<TcpStream, UnixStream>;
 
 /// An answer.
 pub type Answer = Response<Body>;
@@ -106,10 +110,11 @@ pub struct Server {
 
 impl Server {
     /// Accepts connections until the stop, and has their requests answered.
-    pub async fn serve<L, F>(self, mut listener: L, answer: impl Fn(Arrival) -> F + Clone + Send + 'static)
-    where
-        L: Listener,
-        L::Io: Send + Unpin + 'static,
+    pub async fn serve<F>(
+        self,
+        mut listener: Listener,
+        answer: impl Fn(Arrival) -> F + Clone + Send + 'static,
+    ) where
         F: Future<Output = Result<Answer, Infallible>> + Send + 'static,
     {
         let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
@@ -119,7 +124,8 @@ impl Server {
                 () = self.stop.cancelled() => return,
             };
             let connection = match accepted {
-                Ok((connection, _)) => connection,
+                Ok(either::Either::Left((tcp, _))) => Connection::Left(tcp),
+                Ok(either::Either::Right((unix, _))) => Connection::Right(unix),
                 Err(error) => {
                     // Out of file descriptors, mostly: the next accept fails at once too.
                     warn!(%error, "cannot accept a connection");
@@ -148,17 +154,14 @@ impl Server {
         }
     }
 
-    async fn converse<Io, F>(self, connection: Io, place: Arc<Place>, answer: impl Fn(Arrival) -> F)
+    async fn converse<F>(self, connection: Connection, place: Arc<Place>, answer: impl Fn(Arrival) -> F)
     where
-        Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         F: Future<Output = Result<Answer, Infallible>>,
     {
         let stream = Stream::new(connection, place.clone());
         let service = service_fn(move |request| {
-            answer(Arrival {
-                request,
-                place: place.clone(),
-            })
+            let place = place.clone();
+            answer(Arrival { request, place })
         });
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())

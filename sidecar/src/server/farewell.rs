@@ -4,9 +4,9 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{HEAD_TIMEOUT, MAX_HEAD_BYTES};
+use super::{Connection, HEAD_TIMEOUT, MAX_HEAD_BYTES};
 
 /// How long a closed connection is read on.
 const LINGER: Duration = Duration::from_secs(1);
@@ -99,7 +99,7 @@ impl Refusal {
 }
 
 /// Tells a connection why it is refused, and ends it.
-pub(super) async fn say(mut connection: impl AsyncRead + AsyncWrite + Unpin, refusal: Refusal) {
+pub(super) async fn say(mut connection: Connection, refusal: Refusal) {
     let Some((status, words)) = refusal.answer() else {
         return;
     };
@@ -120,7 +120,7 @@ pub(super) async fn say(mut connection: impl AsyncRead + AsyncWrite + Unpin, ref
 }
 
 /// Reads on for a moment: closing a socket with unread data would take back what was written to it.
-pub(super) async fn linger(mut connection: impl AsyncRead + Unpin) {
+pub(super) async fn linger(mut connection: Connection) {
     let mut ignored = [0; 1024];
     let rest = async { while connection.read(&mut ignored).await.is_ok_and(|read| read > 0) {} };
     let _ = tokio::time::timeout(LINGER, rest).await;

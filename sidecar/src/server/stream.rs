@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use super::Place;
+use super::{Connection, Place};
 
 /// How long a client may take to read what there is for it, once it has fallen behind.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,8 +20,8 @@ const STREAM_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// A connection as hyper sees it.
 #[derive(Debug)]
-pub(super) struct Stream<Io> {
-    inner: Io,
+pub(super) struct Stream {
+    inner: Connection,
     place: Arc<Place>,
     /// Runs from the first write that had to wait until everything is written, however it trickles; of a stream, until
     /// anything is.
@@ -32,8 +32,8 @@ pub(super) struct Stream<Io> {
     refused: bool,
 }
 
-impl<Io> Stream<Io> {
-    pub(super) fn new(inner: Io, place: Arc<Place>) -> Self {
+impl Stream {
+    pub(super) fn new(inner: Connection, place: Arc<Place>) -> Self {
         Self {
             inner,
             place,
@@ -43,12 +43,12 @@ impl<Io> Stream<Io> {
         }
     }
 
-    pub(super) fn into_inner(self) -> Io {
+    pub(super) fn into_inner(self) -> Connection {
         self.inner
     }
 }
 
-impl<Io: AsyncRead + Unpin> AsyncRead for Stream<Io> {
+impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.remaining();
@@ -62,7 +62,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Stream<Io> {
     }
 }
 
-impl<Io: AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
+impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }

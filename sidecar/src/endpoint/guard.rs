@@ -189,12 +189,12 @@ impl Guard {
 
 /// Whether a path is written in the one way that an honest client writes it.
 fn is_plain(path: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
     path == "/"
-        || path.strip_prefix('/').is_some_and(|parts| {
+        || path.as_bytes().strip_prefix(b"/").is_some_and(|parts| {
             parts
-                .split('/')
-                .all(|part| !["", ".", ".."].contains(&part) && part.bytes().all(plain))
+                .split(|byte| *byte == b'/')
+                .all(|part| !matches!(part, b"" | b"." | b"..") && part.iter().all(plain))
         })
 }
 

@@ -83,6 +83,7 @@ pub async fn measure() -> Result<Throughput> {
         )
         .into_bytes(),
         end: key.clone().into_bytes(),
+        awake: true,
     };
     let targets = [
         target(sidecar.process().pid(), sidecar.endpoint()),

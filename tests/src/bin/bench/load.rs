@@ -38,6 +38,9 @@ pub struct Target {
     pub request: Vec<u8>,
     /// How its answers end.
     pub end: Vec<u8>,
+    /// Whether the client never sleeps, so that a server that is slower than it does not pay for waking it. Not where
+    /// something else needs its core.
+    pub awake: bool,
 }
 
 /// What a server did under load.
@@ -70,6 +73,13 @@ impl Target {
         let (pid, target) = (self.pid, self.clone());
         let before = cpu_time(pid)?;
         let (took, latencies) = aside(async move || {
+            if target.awake {
+                tokio::spawn(async {
+                    loop {
+                        tokio::task::yield_now().await;
+                    }
+                });
+            }
             let begun = Instant::now();
             let clients = (0..connections).map(|_| target.client(requests));
             let latencies = futures::future::try_join_all(clients).await?;

@@ -52,6 +52,7 @@ impl Servers {
             tls: None,
             request: request(port, prefix, key),
             end: answer.clone().into_bytes(),
+            awake: false,
         };
         let proxied = |process, port| target(process, port, "/proxy/agent", PLACEHOLDER);
         let servers = Self {

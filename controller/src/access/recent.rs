@@ -26,25 +26,30 @@ impl<K: Eq + Hash, V: Default> Recent<K, V> {
         }
     }
 
-    /// An entry that is there, however old.
-    pub fn get(&self, key: &K) -> Option<&V> {
-        self.entries.get(key).map(|(value, _)| value)
+    /// An entry that is not forgotten yet.
+    pub fn get(&self, key: &K, now: Timestamp) -> Option<&V> {
+        let (value, used) = self.entries.get(key)?;
+        (!passed(*used, self.memory, now)).then_some(value)
     }
 
     /// An entry, which is used now; an empty one if there is none, or an old one.
     pub fn touch(&mut self, key: K, now: Timestamp) -> &mut V {
-        let passed = |since: Timestamp, time| since.saturating_add(time).is_ok_and(|end| end <= now);
-        if passed(self.swept, SWEEP) {
+        if passed(self.swept, SWEEP, now) {
             self.swept = now;
-            self.entries.retain(|_, (_, used)| !passed(*used, self.memory));
+            self.entries
+                .retain(|_, (_, used)| !passed(*used, self.memory, now));
         }
         let (value, used) = self.entries.entry(key).or_insert_with(|| (V::default(), now));
-        if passed(*used, self.memory) {
+        if passed(*used, self.memory, now) {
             *value = V::default();
         }
         *used = now;
         value
     }
+}
+
+fn passed(since: Timestamp, time: Duration, now: Timestamp) -> bool {
+    since.saturating_add(time).is_ok_and(|end| end <= now)
 }
 
 #[cfg(test)]
@@ -61,10 +66,9 @@ mod tests {
         assert_eq!(*recent.touch("a", at(70)), 1);
         // Between two sweeps too.
         assert_eq!(*recent.touch("b", at(101)), 0);
-        assert_eq!(recent.get(&"a"), Some(&1));
-        recent.touch("c", at(169));
-        assert_eq!(recent.get(&"a"), Some(&1));
+        assert_eq!(recent.get(&"a", at(169)), Some(&1));
+        assert_eq!(recent.get(&"a", at(170)), None);
         recent.touch("c", at(230));
-        assert_eq!((recent.get(&"a"), recent.get(&"b")), (None, None));
+        assert_eq!(recent.entries.len(), 1);
     }
 }

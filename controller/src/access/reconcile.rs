@@ -74,13 +74,15 @@ pub async fn reconcile(access: Arc<LLMAccess>, context: Arc<Context>) -> Result<
 }
 
 async fn pass(access: Arc<LLMAccess>, context: &Context) -> Result<Action, ApplyError> {
-    if context.superseded.contains(&access) {
-        return Ok(Action::await_change());
+    let now = Timestamp::now();
+    if context.superseded.contains(&access, now) {
+        // Not for ever: a list that replaces what the watch brought gives no word of it.
+        return Ok(Action::requeue(OUT_OF_DATE_RETRY));
     }
     if rotation_requested(&access) && !master_is_current(&access, context).await? {
         return Ok(Action::requeue(MASTER_RETRY));
     }
-    let mut seen = Observation::new(&context.index.read(), access, Timestamp::now());
+    let mut seen = Observation::new(&context.index.read(), access, now);
     read_unread(&mut seen, &context.client).await?;
     for _ in 0..PLANS_A_PASS {
         let Some(plan) = plan(&seen, &context.settings) else {
@@ -118,7 +120,7 @@ async fn finish(
         .iter()
         .partition(|event| changes_status && event.reason != Reason::NothingToRotate);
     for event in first {
-        if !context.told.has(access, event) && publish(context, access, event).await {
+        if !context.told.has(access, event, seen.now) && publish(context, access, event).await {
             context.told.remember(access, event, seen.now);
         }
     }

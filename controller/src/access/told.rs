@@ -32,9 +32,9 @@ impl Default for Told {
 
 impl Told {
     /// Whether an event was told of this access while its status was the same as now.
-    pub fn has(&self, access: &LLMAccess, event: &EventNote) -> bool {
+    pub fn has(&self, access: &LLMAccess, event: &EventNote, now: Timestamp) -> bool {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(&uid(access))
+        all.get(&uid(access), now)
             .is_some_and(|notes| notes.status == status(access) && notes.events.contains(event))
     }
 
@@ -84,17 +84,17 @@ mod tests {
         let restored = EventNote::normal(Reason::Restored, "text");
         let told = Told::default();
         told.remember(&access("a", 1), &rotated, now);
-        assert!(told.has(&access("a", 1), &rotated));
+        assert!(told.has(&access("a", 1), &rotated, now));
         for (other, event) in [
             (access("b", 1), &rotated),
             (access("a", 2), &rotated),
             (access("a", 1), &restored),
         ] {
-            assert!(!told.has(&other, event));
+            assert!(!told.has(&other, event, now));
         }
         told.remember(&access("a", 2), &restored, now);
-        assert!(!told.has(&access("a", 1), &rotated));
+        assert!(!told.has(&access("a", 1), &rotated, now));
         told.remember(&access("b", 1), &rotated, now + MEMORY);
-        assert!(!told.has(&access("a", 2), &restored));
+        assert!(!told.has(&access("a", 2), &restored, now));
     }
 }

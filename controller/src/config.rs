@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use hyper::Uri;
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use llmwarden_proto::logging::LogFormat;
@@ -206,11 +207,16 @@ fn parse_quantity(text: &str) -> Result<(String, Quantity), String> {
 
 /// Empty, or what the sidecar can use.
 fn parse_proxy(text: &str) -> Result<String, String> {
-    let usable = text.strip_prefix("http://").is_some_and(|rest| !rest.is_empty());
-    if text.is_empty() || usable {
+    let usable = || {
+        let uri: Uri = text.parse().ok()?;
+        let (host, path) = (uri.authority()?.as_str(), uri.path());
+        Some(uri.scheme_str() == Some("http") && path == "/" && !host.contains('@'))
+    };
+    if text.is_empty() || usable() == Some(true) {
         Ok(text.to_owned())
     } else {
-        Err("write http://<host>:<port>: sidecars speak to the proxy itself in plain HTTP, and through it in TLS".to_owned())
+        Err("write http://<host>:<port>: sidecars speak to the proxy itself in plain HTTP, and through it in TLS. It stands in \
+             every pod, so it has no user and no password".to_owned())
     }
 }
 
@@ -278,7 +284,14 @@ mod tests {
         for text in ["", "memory", "=1", "memory="] {
             assert!(parse_quantity(text).is_err(), "{text}");
         }
-        for text in ["egress:3128", "https://egress:3128", "http://"] {
+        for text in [
+            "egress:3128",
+            "https://egress:3128",
+            "http://",
+            "http://egress host:3128",
+            "http://user:word@egress:3128",
+            "http://egress:3128/path",
+        ] {
             assert!(parse_proxy(text).is_err(), "{text}");
         }
     }

@@ -170,6 +170,13 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
 /// asks for no more.
 fn raise_file_limit() -> nix::Result<()> {
     let (now, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if most < FILES {
+        warn!(
+            limit = most,
+            needed = FILES,
+            "few files may be open here: under load, connections will be refused"
+        );
+    }
     setrlimit(Resource::RLIMIT_NOFILE, now.max(FILES.min(most)), most)
 }
 

@@ -78,11 +78,15 @@ impl StatusPage {
         let waiting = self.waiting(
             |slot| matches!(&slot.held, Held::Active(key) if slot.file_version == Some(key.version())),
         );
-        if waiting.is_empty() && !self.started.swap(true, Ordering::Relaxed) {
-            let written = std::fs::write(&self.marker, "");
-            if let Err(error) = written {
-                warn!(%error, file = %self.marker.display(), "the next run will not know that this one had every key");
-            }
+        if waiting.is_empty() {
+            self.started.store(true, Ordering::Relaxed);
+        }
+        // Again at the next look if it could not be written.
+        if waiting.is_empty()
+            && !self.marker.exists()
+            && let Err(error) = std::fs::write(&self.marker, "")
+        {
+            warn!(%error, file = %self.marker.display(), "the next run will not know that this one had every key");
         }
         if self.started.load(Ordering::Relaxed) {
             answer::text(StatusCode::OK, "ok")

@@ -259,11 +259,16 @@ impl Exchange {
         }
     }
 
-    /// It is sent once more, with a key of this version.
-    pub fn retry(&mut self, version: u64) {
+    /// It goes on with a key of this version.
+    pub fn go_on_with(&mut self, version: u64) {
         self.account.begin_use(version);
         self.account.end_use(self.version);
         self.version = version;
+    }
+
+    /// It is sent once more, with a key of this version.
+    pub fn retry(&mut self, version: u64) {
+        self.go_on_with(version);
         let label = AccessLabel {
             access: self.account.access.clone(),
         };

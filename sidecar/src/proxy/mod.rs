@@ -28,9 +28,9 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{Either, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, HeaderValue, VIA};
-use hyper::{HeaderMap, Method, Request, Response};
+use hyper::{HeaderMap, Method, Request, Response, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
-use llmwarden_proto::delivery::{ErrorShape, Upstream};
+use llmwarden_proto::delivery::ErrorShape;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::warn;
 
@@ -46,7 +46,7 @@ use models::{Ambiguous, Named, Scanner};
 use refusal::Refusal;
 use routes::{Decision, is_model_allowed};
 use target::{Target, Tricky};
-use upstream::Clients;
+use upstream::{Clients, Provider};
 
 /// How many requests may be on their way at a time.
 pub const MAX_REQUESTS: usize = 1_024;
@@ -171,7 +171,9 @@ impl Proxy {
         let origin = self.guard.check_origin(&asked.headers, transport);
         origin.map_err(|refusal| plainly(refusal.into()))?;
         let target = asked.target.map_err(|tricky| plainly(tricky.into()))?;
-        let (slot, delivered) = self.held(target.access).map_err(plainly)?;
+        let slot = self.store.subscribe(target.access);
+        let slot = slot.ok_or_else(|| plainly(Refusal::UnknownAccess))?;
+        let delivered = held(&slot).map_err(plainly)?;
         let Access { account, clients } = self
             .accesses
             .get(target.access)
@@ -180,7 +182,6 @@ impl Proxy {
             return Err(plainly(Refusal::NoUpstream));
         };
         let passing = Passing {
-            upstream,
             delivered: &delivered,
             account,
             clients,
@@ -194,26 +195,31 @@ impl Proxy {
             shape: upstream.errors,
         })
     }
+}
 
-    /// An access and what is held of it, if there is a key.
-    fn held(&self, access: &str) -> Result<(watch::Receiver<Slot>, Arc<Delivered>), Refusal> {
-        let slot = self.store.subscribe(access).ok_or(Refusal::UnknownAccess)?;
-        let held = slot.borrow().held.clone();
-        match held {
-            Held::Active(delivered) => Ok((slot, delivered)),
-            Held::Pending => Err(Refusal::NotThereYet),
-            Held::Withdrawn(withdrawn) => Err(Refusal::Withdrawn(withdrawn.reason)),
-        }
+/// What there is of an access, if there is a key.
+fn held(slot: &watch::Receiver<Slot>) -> Result<Arc<Delivered>, Refusal> {
+    match slot.borrow().held.clone() {
+        Held::Active(delivered) => Ok(delivered),
+        Held::Pending => Err(Refusal::NotThereYet),
+        Held::Withdrawn(withdrawn) => Err(Refusal::Withdrawn(withdrawn.reason)),
     }
 }
 
 /// One request, and all that it takes to pass it on.
 struct Passing<'a> {
-    upstream: &'a Upstream,
     delivered: &'a Arc<Delivered>,
     account: &'a Arc<Account>,
     clients: &'a Clients,
     slot: watch::Receiver<Slot>,
+}
+
+/// Where a request goes.
+struct Way {
+    provider: Arc<Provider>,
+    uri: Uri,
+    /// Whether its model is in its body.
+    inspect: bool,
 }
 
 impl Passing<'_> {
@@ -224,35 +230,35 @@ impl Passing<'_> {
         place: OwnedSemaphorePermit,
         room: &Arc<Semaphore>,
     ) -> Result<Answer, Refusal> {
-        let upstream = self.upstream;
         let Asked {
             method,
             mut headers,
             body,
             ..
         } = asked;
-        let query = caller::authenticate(&mut headers, query, &upstream.auth, self.delivered.placeholder())?;
-        let query = query.as_deref();
-        let inspect = match routes::decide(upstream, &method, path, query) {
-            Decision::Allow => false,
-            Decision::ModelInBody => true,
-            Decision::Model(model) => {
-                check_model(&upstream.models, model)?;
-                false
-            }
-            Decision::Denied(reason) => return Err(Refusal::RouteDenied(reason.to_owned())),
-        };
-        let provider = self.clients.provider(upstream).map_err(|error| {
-            warn!(%error, provider = upstream.provider, "the provider can't be called");
-            Refusal::NoUpstream
-        })?;
-        let uri = provider.uri(path, query).ok_or(Refusal::NoUpstream)?;
-        if inspect && is_encoded(&headers) {
-            return Err(Refusal::ModelUnreadable(Ambiguous::Syntax));
-        }
-        headers::outbound(&mut headers);
-        let mut exchange = Exchange::begin(self.account.clone(), self.delivered.version(), place);
+        let mut delivered = self.delivered.clone();
+        let upstream = delivered.upstream().ok_or(Refusal::NoUpstream)?;
+        let query = caller::authenticate(&mut headers, query, &upstream.auth, delivered.placeholder())?;
+        let way = |delivered: &Delivered| self.way(delivered, &method, path, query.as_deref(), &headers);
+        let Way {
+            mut provider,
+            mut uri,
+            mut inspect,
+        } = way(&delivered)?;
+        let mut exchange = Exchange::begin(self.account.clone(), delivered.version(), place);
         let body = Inbound::read(body, room).await?;
+        // A caller takes its time to send it: what holds by now counts.
+        let now = held(&self.slot)?;
+        if !Arc::ptr_eq(&now, &delivered) {
+            delivered = now;
+            Way {
+                provider,
+                uri,
+                inspect,
+            } = way(&delivered)?;
+            exchange.go_on_with(delivered.version());
+        }
+        let upstream = delivered.upstream().ok_or(Refusal::NoUpstream)?;
         let mut inspection = None;
         if inspect {
             let mut scanner = Scanner::new(upstream);
@@ -270,15 +276,50 @@ impl Passing<'_> {
                 }
             }
         }
+        headers::outbound(&mut headers);
         let head = Head { method, uri, headers };
         let forward = Forward {
             provider,
             upstream,
             slot: self.slot,
-            delivered: self.delivered.clone(),
+            delivered: delivered.clone(),
         };
         let answered = forward.exchange(head, body, inspection, &mut exchange).await?;
         Ok(relay(answered, exchange))
+    }
+
+    /// Where a request goes, if it may be made as far as its head tells.
+    fn way(
+        &self,
+        delivered: &Delivered,
+        method: &Method,
+        path: &str,
+        query: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Result<Way, Refusal> {
+        let upstream = delivered.upstream().ok_or(Refusal::NoUpstream)?;
+        let inspect = match routes::decide(upstream, method, path, query) {
+            Decision::Allow => false,
+            Decision::ModelInBody => true,
+            Decision::Model(model) => {
+                check_model(&upstream.models, model)?;
+                false
+            }
+            Decision::Denied(reason) => return Err(Refusal::RouteDenied(reason.to_owned())),
+        };
+        if inspect && is_encoded(headers) {
+            return Err(Refusal::ModelUnreadable(Ambiguous::Syntax));
+        }
+        let provider = self.clients.provider(upstream).map_err(|error| {
+            warn!(%error, provider = upstream.provider, "the provider can't be called");
+            Refusal::NoUpstream
+        })?;
+        let uri = provider.uri(path, query).ok_or(Refusal::NoUpstream)?;
+        Ok(Way {
+            provider,
+            uri,
+            inspect,
+        })
     }
 }
 

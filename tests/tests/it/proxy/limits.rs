@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use llmwarden_proto::status::DeliveryState;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::*;
@@ -109,4 +110,55 @@ async fn so_many_and_no_more_are_passed_on_at_a_time() {
     let client = proxied.send(&request).await;
     script.accept_request().await.0.say(ok).await;
     assert_words(&client.answer().await, 200, &["ok"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_sent_slowly_goes_out_with_what_holds_at_its_end() {
+    let (script, mut proxied) = Proxied::to_script().await;
+    let body = hello(false).to_string();
+    let (begin, end) = body.split_at(body.len() / 2);
+    let head = proxied.request(
+        &format!("POST {CHAT}"),
+        &[&format!("Content-Length: {}", body.len())],
+        b"",
+    );
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = proxied.send(&head).await;
+        client.say(begin).await;
+        clients.push(client);
+    }
+    proxied.await_in_use(BTreeMap::from([(1, 3)])).await;
+
+    proxied.rotate("sk-rotated", None).await;
+    let mut first = clients.remove(0);
+    first.say(end).await;
+    let (mut provider, request) = script.accept_request().await;
+    assert!(request.contains("Bearer sk-rotated"), "{request}");
+    proxied.await_in_use(BTreeMap::from([(1, 2), (2, 1)])).await;
+    provider
+        .say("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok")
+        .await;
+    assert_words(&first.answer().await, 200, &["ok"]);
+
+    proxied.upstream.models = vec!["another".to_owned()];
+    proxied.rotate("sk-rotated-2", None).await;
+    let mut second = clients.remove(0);
+    second.say(end).await;
+    assert_words(&second.answer().await, 403, &["ask for one of `another`"]);
+
+    proxied.volume.withdraw(4, "no label").unwrap();
+    eventually("the withdrawal", SOON, async || {
+        let status = proxied
+            .sidecar
+            .status()
+            .await
+            .map_err(|error| error.to_string())?;
+        same(&status.accesses["agent"].state, &DeliveryState::Withdrawn)
+    })
+    .await;
+    let mut third = clients.remove(0);
+    third.say(end).await;
+    assert_words(&third.answer().await, 403, &["was withdrawn: no label"]);
+    proxied.await_in_use(BTreeMap::new()).await;
 }

@@ -277,7 +277,8 @@ impl ProviderKind {
     pub const fn models_elsewhere(self) -> &'static [&'static str] {
         match self {
             Self::AwsBedrock | Self::GcpVertexai => &[],
-            Self::Litellm => &[
+            // Not only in the API that a provider has: a base URL may be that of a gateway in front of it.
+            _ => &[
                 "models",
                 "fallbacks",
                 "context_window_fallbacks",
@@ -286,21 +287,19 @@ impl ProviderKind {
                 "default_fallbacks",
                 "model_list",
                 "user_config",
+                "preset",
+                "agent",
+                "agent_reference",
             ],
-            Self::Openrouter => &["models", "fallbacks", "preset"],
-            Self::AzureOpenai | Self::Gemini => &["models", "fallbacks", "agent"],
-            Self::Openai | Self::Anthropic | Self::Custom => &["models", "fallbacks"],
         }
     }
 
-    /// Tools of this provider's API that use models which they need not name: by their `type`, plugins by their `id`.
+    /// Tools that use models which they need not name: by their `type`, plugins by their `id`. Anthropic's advisor always
+    /// names its model.
     pub const fn model_tools(self) -> &'static [&'static str] {
         match self {
-            // Anthropic's advisor always names its model.
-            Self::AwsBedrock | Self::GcpVertexai | Self::Anthropic | Self::Gemini => &[],
-            Self::Openai | Self::AzureOpenai => &["image_generation"],
-            // Behind a gateway there may be any of them.
-            Self::Openrouter | Self::Litellm | Self::Custom => &[
+            Self::AwsBedrock | Self::GcpVertexai => &[],
+            _ => &[
                 "image_generation",
                 "openrouter:image_generation",
                 "openrouter:advisor",

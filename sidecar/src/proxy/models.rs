@@ -7,8 +7,11 @@ use super::json::{MAX_DEPTH, MAX_TEXT, Malformed, Reader, Scalar, Visitor};
 
 /// How many models the tools of one body may name.
 const MAX_IN_TOOLS: usize = 16;
-/// The fields that hold tools, at any depth: some stand in what was said before.
+/// The fields that hold tools, at any depth: some stand in what was said before. Not in what a tool was called with, which
+/// is a model's own text.
 const TOOLS: [&str; 2] = ["tools", "plugins"];
+/// In what was said before, what a tool was called with.
+const CALLED_WITH: &str = "input";
 /// What tells one kind of them from another.
 const KINDS: [&str; 2] = ["type", "id"];
 
@@ -42,6 +45,11 @@ pub enum Ambiguous {
 }
 
 impl Ambiguous {
+    /// Whether its model can be told, and others are asked for beside it.
+    pub const fn is_elsewhere(&self) -> bool {
+        matches!(self, Self::Elsewhere(_) | Self::InTools | Self::Tool(_))
+    }
+
     /// What is wrong with the body, for whoever sent it.
     pub fn why(&self) -> String {
         match self {
@@ -57,11 +65,11 @@ impl Ambiguous {
             Self::NotString => "`model` is not a string".into(),
             Self::NotText => format!("`model` is not a text of at most {MAX_TEXT} bytes"),
             Self::Elsewhere(field) => {
-                format!("the field `{field}` names further models, which is not allowed here")
+                format!("its field `{field}` stands for further ones")
             }
-            Self::InTools => format!("its tools name more than {MAX_IN_TOOLS} models"),
+            Self::InTools => format!("its tools name more than {MAX_IN_TOOLS}"),
             Self::Tool(tool) => {
-                format!("its tool `{tool}` uses models of its own, which is not allowed here")
+                format!("its tool `{tool}` uses models of its own")
             }
         }
     }
@@ -104,6 +112,8 @@ struct Found {
     /// Which of what is open is a list of tools, and which is a tool.
     lists: Depths,
     tools: Depths,
+    /// Since which depth everything is what a tool was called with.
+    called_with: Option<u32>,
     seen: bool,
     named: Named,
     problem: Option<Ambiguous>,
@@ -116,6 +126,7 @@ enum Field {
     Model,
     Elsewhere(String),
     Tools,
+    CalledWith,
     /// In a tool.
     ToolsModel,
     ToolsKind,
@@ -191,7 +202,11 @@ impl Found {
                 return Field::Elsewhere(field.clone());
             }
         }
-        if TOOLS.into_iter().any(is) {
+        if self.called_with.is_some() {
+            Field::Other
+        } else if depth > 1 && key == CALLED_WITH && !self.tools.has(depth) {
+            Field::CalledWith
+        } else if TOOLS.into_iter().any(is) {
             Field::Tools
         } else if is("model") && (self.tools.has(depth) || self.tools.has(depth - 1)) {
             // Also in its settings. Deeper there are schemas and examples.
@@ -230,7 +245,7 @@ impl Found {
         match field {
             Field::Model => self.problem(Ambiguous::NotString),
             Field::Elsewhere(field) => self.problem(Ambiguous::Elsewhere(field)),
-            Field::Other | Field::Tools | Field::ToolsModel | Field::ToolsKind => {}
+            Field::Other | Field::Tools | Field::CalledWith | Field::ToolsModel | Field::ToolsKind => {}
         }
     }
 }
@@ -262,10 +277,17 @@ impl Visitor for Found {
         let field = std::mem::take(&mut self.field);
         self.tools.set(depth, object && self.lists.has(depth - 1));
         self.lists.set(depth, !object && matches!(field, Field::Tools));
+        if matches!(field, Field::CalledWith) {
+            self.called_with = Some(depth);
+        }
         self.other_value(field);
     }
 
-    fn close(&mut self, _: u32) {}
+    fn close(&mut self, depth: u32) {
+        if self.called_with == Some(depth) {
+            self.called_with = None;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -59,6 +59,8 @@ pub enum Refusal {
     ModelMissing,
     /// Its model can't be told.
     ModelUnreadable(Ambiguous),
+    /// It asks for further models in a place where they are not compared with the list.
+    ModelsElsewhere(Ambiguous),
     /// The rest of its body did not come, for so long.
     BodyStalled(Duration),
     /// Its body ended before its end, or is cut into pieces that can't be read.
@@ -78,7 +80,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// One of each, for metrics, which show what did not happen, too.
-    pub const REASONS: [&str; 22] = [
+    pub const REASONS: [&str; 23] = [
         "forwarded",
         "host",
         "browser",
@@ -95,6 +97,7 @@ impl Refusal {
         "model_not_allowed",
         "model_missing",
         "model_unreadable",
+        "models_elsewhere",
         "body_stalled",
         "body_incomplete",
         "busy",
@@ -122,6 +125,7 @@ impl Refusal {
             Self::ModelNotAllowed { .. } => "model_not_allowed",
             Self::ModelMissing => "model_missing",
             Self::ModelUnreadable(_) => "model_unreadable",
+            Self::ModelsElsewhere(_) => "models_elsewhere",
             Self::BodyStalled(_) => "body_stalled",
             Self::BodyIncomplete => "body_incomplete",
             Self::Busy => "busy",
@@ -146,7 +150,8 @@ impl Refusal {
             | Self::NotProxied
             | Self::Withdrawn(_)
             | Self::RouteDenied(_)
-            | Self::ModelNotAllowed { .. } => StatusCode::FORBIDDEN,
+            | Self::ModelNotAllowed { .. }
+            | Self::ModelsElsewhere(_) => StatusCode::FORBIDDEN,
             Self::UnknownAccess => StatusCode::NOT_FOUND,
             Self::NotThereYet | Self::NoUpstream | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
@@ -206,6 +211,10 @@ impl Refusal {
             Self::ModelUnreadable(ambiguous) => format!(
                 "the model of the request can't be told: {}. LLMAccess `{access}` may not use all models: name one in the field `model` of a plain JSON body",
                 ambiguous.why()
+            ),
+            Self::ModelsElsewhere(what) => format!(
+                "LLMAccess `{access}` may not use all models, and the request asks for others beside its own: {}. Leave that out",
+                what.why()
             ),
             Self::BodyStalled(pause) => format!(
                 "nothing more of the request's body came for {} s: send all of it without long pauses",
@@ -315,7 +324,11 @@ impl From<Broken> for Refusal {
 
 impl From<Ambiguous> for Refusal {
     fn from(ambiguous: Ambiguous) -> Self {
-        Self::ModelUnreadable(ambiguous)
+        if ambiguous.is_elsewhere() {
+            Self::ModelsElsewhere(ambiguous)
+        } else {
+            Self::ModelUnreadable(ambiguous)
+        }
     }
 }
 
@@ -398,6 +411,7 @@ mod tests {
             },
             Refusal::ModelMissing,
             Refusal::ModelUnreadable(Ambiguous::Twice),
+            Refusal::ModelsElsewhere(Ambiguous::InTools),
             Refusal::BodyStalled(Duration::from_secs(7)),
             Refusal::BodyIncomplete,
             Refusal::Busy,

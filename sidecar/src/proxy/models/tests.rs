@@ -227,6 +227,12 @@ fn tools_that_bring_models_are_found_wherever_they_stand() {
             assert_eq!(named(kind, body.as_bytes(), size), Err(why.clone()), "{body}");
         }
     }
+    // What a model called a tool with is its own text, and comes again with every turn; its end is found.
+    let call = r#"{"model":"a","messages":[{"content":[{"type":"tool_use","input":{"tools":[{"model":"b","type":"image_generation"}],"a":[{}]}}],"tools":[{"model":"c"}]}]}"#;
+    for size in [1, 3, call.len()] {
+        let in_tools = named(Anthropic, call.as_bytes(), size).map(|named| named.in_tools);
+        assert_eq!(in_tools, Ok(vec!["c".to_owned()]));
+    }
     let many = |count: usize| {
         let tools: Vec<_> = (0..count)
             .map(|number| format!(r#"{{"model":"{number}"}}"#))

@@ -147,7 +147,7 @@ async fn the_models_of_tools_have_to_be_listed_too() {
         ),
         (
             r#"{"type":"image_generation"}"#,
-            400,
+            403,
             "its tool `image_generation` uses models of its own",
         ),
     ] {

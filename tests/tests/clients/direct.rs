@@ -30,11 +30,16 @@ async fn the_newest_python_sdks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_node_sdks() {
+async fn the_newest_node_sdks() {
     direct(Program::Node).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_go_sdks() {
+async fn the_go_sdks_of_kagent() {
     direct(Program::Go).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_go_sdks() {
+    direct(Program::GoNewest).await;
 }

@@ -8,6 +8,7 @@ use llmwarden_proto::profile::ProviderKind;
 use llmwarden_tests::binaries;
 use serde_json::json;
 
+use crate::program;
 use crate::proxied::Proxied;
 
 const GUIDE: &str = "docs/guides/proxy.md";
@@ -49,7 +50,7 @@ fn command(snippet: &Snippet<'_>, dir: &Path, node: &Path) -> Command {
             command.arg(write(dir.join("snippet.py")));
         }
         "js" => {
-            command = Command::new("node");
+            command = Command::new(program::node(&clients));
             command.arg(write(node.join("snippet.mjs")));
         }
         "go" => {

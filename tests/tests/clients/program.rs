@@ -1,6 +1,6 @@
 //! The programs in `tests/clients`: one for each language, with nothing set up but what the SDKs read themselves.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -18,8 +18,12 @@ pub enum Program {
     Locked,
     /// Python, at the newest.
     Newest,
+    /// Node, at the newest, in the newest of the Nodes that are looked after for long.
     Node,
+    /// Go, at the versions of kagent.
     Go,
+    /// Go, at the newest.
+    GoNewest,
 }
 
 /// What a program says of a scenario.
@@ -44,10 +48,16 @@ impl Program {
             Self::Locked => (python("locked"), format!("with_{sdk}")),
             Self::Newest => (python("newest"), format!("with_{sdk}")),
             Self::Node => (
-                vec!["node".into(), dir.join("node/drive.mjs").into_os_string()],
+                [node(&dir), dir.join("node/drive.mjs")]
+                    .map(PathBuf::into_os_string)
+                    .into(),
                 sdk.to_owned(),
             ),
             Self::Go => (vec![dir.join("go/clients").into_os_string()], sdk.to_owned()),
+            Self::GoNewest => (
+                vec![dir.join("go-newest/clients").into_os_string()],
+                sdk.to_owned(),
+            ),
         };
         // It ends with the test, also when that is killed.
         let mut command = Command::new("setpriv");
@@ -89,6 +99,11 @@ impl Program {
         );
         outcomes
     }
+}
+
+/// The Node of the client programs: a system's own may be too old for the newest SDKs.
+pub fn node(clients: &Path) -> PathBuf {
+    clients.join("node/node_modules/.bin/node")
 }
 
 /// Fails with all that failed, and prints the line of a matrix otherwise.

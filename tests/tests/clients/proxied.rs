@@ -128,9 +128,9 @@ fn check(seen: &Seen) {
 /// A model that may not be used is refused by name, and with those that may be.
 fn check_refusals(program: Program, outcomes: &[Outcome]) {
     // The Go program does not tell.
-    let told = outcomes
-        .iter()
-        .filter(|outcome| program != Program::Go && outcome.scenario == "forbidden");
+    let told = outcomes.iter().filter(|outcome| {
+        !matches!(program, Program::Go | Program::GoNewest) && outcome.scenario == "forbidden"
+    });
     for outcome in told {
         for named in ["fake-forbidden", MODELS[0]] {
             assert!(outcome.said.contains(named), "no {named} in: {}", outcome.said);
@@ -163,11 +163,16 @@ async fn the_newest_python_sdks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_node_sdks() {
+async fn the_newest_node_sdks() {
     proxied(Program::Node).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_go_sdks() {
+async fn the_go_sdks_of_kagent() {
     proxied(Program::Go).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_go_sdks() {
+    proxied(Program::GoNewest).await;
 }

@@ -14,7 +14,13 @@ pub struct Subject {
     scenarios: &'static str,
 }
 
-const ALL: &[Program] = &[Program::Locked, Program::Newest, Program::Node, Program::Go];
+const ALL: &[Program] = &[
+    Program::Locked,
+    Program::Newest,
+    Program::Node,
+    Program::Go,
+    Program::GoNewest,
+];
 const NO_GO: &[Program] = &[Program::Locked, Program::Newest, Program::Node];
 const PYTHON: &[Program] = &[Program::Locked, Program::Newest];
 
@@ -51,13 +57,13 @@ pub const SUBJECTS: &[Subject] = &[
         sdk: "openai",
         provider: ProviderKind::Openrouter,
         // openai-go v3.41.0 takes the comments in OpenRouter's streams for broken events.
-        programs: NO_GO,
+        programs: &[Program::Locked, Program::Newest, Program::Node, Program::GoNewest],
         scenarios: "chat stream tool unauthorized forbidden rate-limited retry cut error-in-stream",
     },
     Subject {
         sdk: "openai",
         provider: ProviderKind::Litellm,
-        programs: &[Program::Newest, Program::Go],
+        programs: &[Program::Newest, Program::Go, Program::GoNewest],
         scenarios: "chat stream tool unauthorized forbidden rate-limited retry cut error-in-stream",
     },
     Subject {

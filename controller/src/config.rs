@@ -112,7 +112,7 @@ pub struct WebhookOptions {
     #[arg(long, env = "LLMWARDEN_SIDECAR_REQUESTS", value_delimiter = ',', default_value = "cpu=10m,memory=16Mi", value_parser = parse_quantity)]
     pub sidecar_requests: Vec<(String, Quantity)>,
     /// What the sidecar is limited to.
-    #[arg(long, env = "LLMWARDEN_SIDECAR_LIMITS", value_delimiter = ',', default_value = "cpu=500m,memory=64Mi", value_parser = parse_quantity)]
+    #[arg(long, env = "LLMWARDEN_SIDECAR_LIMITS", value_delimiter = ',', default_value = "cpu=500m,memory=128Mi", value_parser = parse_quantity)]
     pub sidecar_limits: Vec<(String, Quantity)>,
     /// The most that the volume with the delivered keys may hold. It counts as the sidecar's memory.
     #[arg(long, env = "LLMWARDEN_SIDECAR_VOLUME_SIZE", default_value = "16Mi")]

@@ -48,11 +48,12 @@ clients: build ## Runs the providers' own SDKs, for Python, Node and Go, against
 e2e: ## Runs the tests on a real node, with pods and our images (Linux, root; installs Debian packages)
 	LLMWARDEN_PROGRAMS=$(CURDIR)/target/$(HOST)/release tests/e2e
 
-check: deny ## Checks format, lints, licences and generated files
+check: deny ## Checks format, lints, licences, generated files and that the fuzz targets build
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) clippy --package llmwarden-tests --test e2e --test clients --locked -- -D warnings
+	$(CARGO) check --manifest-path fuzz/Cargo.toml --locked --target-dir target/fuzz-check
 	cargo-deny --locked check licenses bans sources
 	$(CARGO) run --locked -q -p llmwarden-controller -- crd --check $(CRDS)
 

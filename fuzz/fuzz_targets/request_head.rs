@@ -2,11 +2,10 @@
 //! sent, every answer is one of HTTP/1.1, and the connection ends.
 #![no_main]
 
-use std::io;
 use std::net::SocketAddr;
+use std::os::unix::net;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
-use std::task::{Context, Poll};
 
 use libfuzzer_sys::fuzz_target;
 use llmwarden_proto::delivery::Companion;
@@ -14,13 +13,14 @@ use llmwarden_proto::names;
 use llmwarden_sidecar::endpoint::Endpoint;
 use llmwarden_sidecar::endpoint::guard::{Guard, Transport};
 use llmwarden_sidecar::metrics::Metrics;
-use llmwarden_sidecar::server::{Arrival, MAX_CONNECTIONS, Server};
+use llmwarden_sidecar::server::{Arrival, Listener, MAX_CONNECTIONS, Server};
 use llmwarden_sidecar::store::{Held, Mode, Slot, Store};
 use llmwarden_sidecar::token::Token;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
-use tokio_util::net::Listener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -36,26 +36,18 @@ static TOKEN_OF_THE_SEEDS: LazyLock<Arc<Token>> = LazyLock::new(|| {
 });
 
 thread_local! {
-    static RUNTIME: Runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
+    static RUNTIME: Runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
 }
 
-/// Accepts one connection.
-struct One(Option<DuplexStream>);
-
-impl Listener for One {
-    type Io = DuplexStream;
-    type Addr = ();
-
-    fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<io::Result<(DuplexStream, ())>> {
-        self.0
-            .take()
-            .map_or(Poll::Pending, |stream| Poll::Ready(Ok((stream, ()))))
-    }
-
-    fn local_addr(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
+/// Where the connections come from, and the directory that its socket is in.
+static SOCKET: LazyLock<(TempDir, net::UnixListener)> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().expect("a directory");
+    let listener = net::UnixListener::bind(dir.path().join("socket")).expect("bound");
+    listener
+        .set_nonblocking(true)
+        .expect("a socket that does not block");
+    (dir, listener)
+});
 
 fn store() -> Store {
     let companion = Companion::parse(|name| match name {
@@ -99,7 +91,10 @@ async fn converse(sent: &[u8]) -> Vec<u8> {
         let endpoint = endpoint.clone();
         async move { Ok(endpoint.answer(arrival, Transport::Tcp).await) }
     };
-    let (mut client, connection) = duplex(1024 * 1024);
+    let (dir, listener) = &*SOCKET;
+    let listener = UnixListener::from_std(listener.try_clone().expect("a copy")).expect("in the runtime");
+    let client = UnixStream::connect(dir.path().join("socket")).await;
+    let mut client = client.expect("connected");
     let talk = async {
         // It may have refused it before its end.
         let _ = client.write_all(sent).await;
@@ -110,7 +105,7 @@ async fn converse(sent: &[u8]) -> Vec<u8> {
     };
     let answered = tokio::select! {
         answered = talk => answered,
-        () = server.serve(One(Some(connection)), answer) => Vec::new(),
+        () = server.serve(Listener::Right(listener), answer) => Vec::new(),
     };
     stop.cancel();
     connections.close();

@@ -184,6 +184,7 @@ async fn a_controller_that_was_asleep_in_the_middle_of_a_write_does_no_harm() {
             .await;
         }
         let before = world(&tenant).await;
+        let companion = tenant.secret("agent.llmwarden").await.resource_version();
         let sleeper = bench.proxy.records().len();
 
         stop.release();
@@ -206,11 +207,14 @@ async fn a_controller_that_was_asleep_in_the_middle_of_a_write_does_no_harm() {
         first.signal(Signal::SIGCONT).unwrap();
         // It finds its way: it is the only one now.
         tenant.touch("agent").await;
-        // Its watches catch up one by one, so for a moment it may know the Secret and not yet the master key.
+        // Its watches catch up one by one, so for a moment it may know the Secret and not yet the master key. Sidecars see
+        // nothing of that.
         eventually("the Secrets as before", SOON, async || {
             world(&tenant).await == before
         })
         .await;
+        let after = tenant.secret("agent.llmwarden").await.resource_version();
+        assert_eq!(after, companion, "{asleep:?}");
         if !matches!(asleep, Asleep::Deleting) {
             tenant.set_master("sk-test-asleep-3").await;
             await_key(&tenant, "sk-test-asleep-3").await;

@@ -191,7 +191,8 @@ impl WebhookOptions {
             volume_size: Quantity(self.sidecar_volume_size.clone()),
             egress: egress
                 .into_iter()
-                .filter(|(_, value)| !value.is_empty())
+                // What needs no proxy is of no interest where there is none.
+                .filter(|(_, value)| !self.sidecar_https_proxy.is_empty() && !value.is_empty())
                 .map(|(name, value)| (name, value.clone()))
                 .collect(),
         }
@@ -281,6 +282,19 @@ mod tests {
         assert_eq!(template.limits["memory"].0, "32Mi");
         assert_eq!(template.requests["cpu"].0, "10m");
         assert!(template.egress.is_empty());
+        let egress = |arguments: &[&str]| {
+            let all = [&["llmwarden-controller", "--sidecar-no-proxy", ".svc"], arguments].concat();
+            Cli::parse_from(all)
+                .run
+                .webhook
+                .template()
+                .egress
+                .into_keys()
+                .collect::<Vec<_>>()
+        };
+        assert!(egress(&[]).is_empty());
+        let both = egress(&["--sidecar-https-proxy", "http://egress:3128"]);
+        assert_eq!(both, ["HTTPS_PROXY", "NO_PROXY"]);
         for text in ["", "memory", "=1", "memory="] {
             assert!(parse_quantity(text).is_err(), "{text}");
         }

@@ -45,7 +45,7 @@ const BACKLOG: u32 = 1024;
 const LOCK_FILE: &str = "..lock";
 
 /// Who answers what comes to a listener.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Site {
     /// To the agent: the proxy or the endpoint.
     Agent {
@@ -206,8 +206,8 @@ async fn start_deliveries(
     let mut client = None;
     for source in cli.sources.clone() {
         let (access, store, stop) = (source.access, store.clone(), stop.clone());
-        let mode = store.get(&access).unwrap_or_default().mode;
-        let directory = Directory::new(&cli.dir, &access, mode);
+        let slot = store.get(&access).context("an access that is not in the store")?;
+        let directory = Directory::new(&cli.dir, &access, slot.mode);
         let (files_access, files_store, files_stop) = (access.clone(), store.clone(), stop.clone());
         let metrics = metrics.clone();
         tasks.spawn(async move {

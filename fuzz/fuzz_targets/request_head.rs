@@ -7,13 +7,15 @@ use std::os::unix::net;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
+use hyper::Request;
+use hyper::body::Incoming;
 use libfuzzer_sys::fuzz_target;
 use llmwarden_proto::delivery::Companion;
 use llmwarden_proto::names;
 use llmwarden_sidecar::endpoint::Endpoint;
 use llmwarden_sidecar::endpoint::guard::{Guard, Transport};
 use llmwarden_sidecar::metrics::Metrics;
-use llmwarden_sidecar::server::{Arrival, Listener, MAX_CONNECTIONS, Server};
+use llmwarden_sidecar::server::{self, Answering, Listener, MAX_CONNECTIONS, Place, Server};
 use llmwarden_sidecar::store::{Held, Mode, Slot, Store};
 use llmwarden_sidecar::token::Token;
 use tempfile::TempDir;
@@ -64,6 +66,15 @@ fn store() -> Store {
     )])
 }
 
+/// The endpoint alone.
+struct Site(Arc<Endpoint>);
+
+impl server::Site for Site {
+    fn answer(self: &Arc<Self>, request: Request<Incoming>, place: &Arc<Place>) -> Answering {
+        self.0.answer(&request, place, Transport::Tcp)
+    }
+}
+
 /// All that is answered.
 async fn converse(sent: &[u8]) -> Vec<u8> {
     let address = SocketAddr::from(([127, 0, 0, 1], names::ENDPOINT_PORT));
@@ -74,22 +85,18 @@ async fn converse(sent: &[u8]) -> Vec<u8> {
     );
     let metrics = Arc::new(Metrics::default());
     let stop = CancellationToken::new();
-    let endpoint = Arc::new(Endpoint::new(
+    let site = Arc::new(Site(Arc::new(Endpoint::new(
         Arc::new(guard),
         Arc::new(store()),
         metrics.clone(),
         stop.clone(),
-    ));
+    ))));
     let connections = TaskTracker::new();
     let server = Server {
         places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         metrics,
         stop: stop.clone(),
         connections: connections.clone(),
-    };
-    let answer = move |arrival: Arrival| {
-        let endpoint = endpoint.clone();
-        async move { Ok(endpoint.answer(arrival, Transport::Tcp).await) }
     };
     let (dir, listener) = &*SOCKET;
     let listener = UnixListener::from_std(listener.try_clone().expect("a copy")).expect("in the runtime");
@@ -105,7 +112,7 @@ async fn converse(sent: &[u8]) -> Vec<u8> {
     };
     let answered = tokio::select! {
         answered = talk => answered,
-        () = server.serve(Listener::Right(listener), answer) => Vec::new(),
+        () = server.serve(Listener::Right(listener), site) => Vec::new(),
     };
     stop.cancel();
     connections.close();

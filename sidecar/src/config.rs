@@ -1,12 +1,13 @@
 //! Flags, each with a `LLMWARDEN_*` twin. Bad ones end the program with exit code 2 and a line that says what to write.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use hyper::Uri;
 use llmwarden_proto::logging::LogFormat;
 use llmwarden_proto::names;
 
@@ -33,6 +34,18 @@ pub struct Cli {
         required = true
     )]
     pub sources: Vec<Source>,
+    /// The API server of kube: sources, outside of a pod; unless given, that of the pod. http:// on loopback alone, as
+    /// `kubectl proxy` has it.
+    #[arg(long, env = "LLMWARDEN_API_SERVER", value_name = "URL", value_parser = api_server)]
+    pub api_server: Option<Uri>,
+    /// Directory with the `token` and the `ca.crt` that kube: sources use there.
+    #[arg(
+        long,
+        env = "LLMWARDEN_SERVICE_ACCOUNT",
+        value_name = "DIR",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
+    )]
+    pub service_account: PathBuf,
     /// An access whose key stays here: its requests go through /proxy/<access>, and its files and the endpoint hand out a
     /// placeholder. Repeatable, or separated by commas.
     #[arg(long = "proxy", env = "LLMWARDEN_PROXY", value_delimiter = ',')]
@@ -186,6 +199,23 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
+/// A URL that a token may be sent to.
+fn api_server(text: &str) -> Result<Uri, String> {
+    let url: Uri = text
+        .parse()
+        .map_err(|_| "write a URL, such as http://127.0.0.1:8001 for `kubectl proxy`".to_owned())?;
+    let is_local = || {
+        let host = url.host().unwrap_or_default();
+        host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+    };
+    match url.scheme_str() {
+        Some("https") => Ok(url),
+        Some("http") if is_local() => Ok(url),
+        Some("http") => Err("without TLS only an API server on loopback: write https://".to_owned()),
+        _ => Err("write http:// or https:// before the host".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,7 +264,7 @@ mod tests {
 
     #[test]
     fn says_what_is_wrong_with_a_flag() {
-        let cases: [(&[&str], &str); 11] = [
+        let cases: [(&[&str], &str); 13] = [
             (&["--source", "a=/keys", "--proxy", "b"], "--source b="),
             (&["--source", "a=/keys", "--source", "a=/other"], "`a` twice"),
             (&[], "--source"),
@@ -251,6 +281,14 @@ mod tests {
             (
                 &["--source", "a=/keys", "--listen", "localhost"],
                 "an address and a port",
+            ),
+            (
+                &["--source", "a=/keys", "--api-server", "http://10.0.0.1:6443"],
+                "write https://",
+            ),
+            (
+                &["--source", "a=/keys", "--api-server", "10.0.0.1:6443"],
+                "before the host",
             ),
         ];
         for (arguments, expected) in cases {

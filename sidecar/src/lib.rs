@@ -4,9 +4,11 @@
 //! A [`source`] observes the companion of one access and tells the [`store`], which decides what it means. What the
 //! store holds, [`files`] and the [`endpoint`] hand out; [`status`] says how that goes.
 
+mod client;
 pub mod config;
 pub mod endpoint;
 pub mod files;
+mod idle;
 pub mod metrics;
 pub mod probe;
 pub mod proxy;

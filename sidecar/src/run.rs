@@ -1,6 +1,5 @@
 //! Puts the parts together and runs them until it is told to stop.
 
-use std::convert::Infallible;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use hyper::Request;
+use hyper::body::Incoming;
 use kube::Client;
 use llmwarden_proto::names;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -27,8 +28,9 @@ use crate::endpoint::guard::{Guard, Transport};
 use crate::files::{self, Directory};
 use crate::metrics::Metrics;
 use crate::proxy::{MAX_REQUESTS, Proxy};
-use crate::server::{Answer, Arrival, Listener, MAX_CONNECTIONS, Server};
+use crate::server::{Answering, Listener, MAX_CONNECTIONS, Place, Server, Site};
 use crate::source;
+use crate::source::kube::api_server;
 use crate::status::StatusPage;
 use crate::store::{Slot, Store};
 use crate::token::Token;
@@ -44,29 +46,20 @@ const BACKLOG: u32 = 1024;
 /// Held while a sidecar delivers to the directory.
 const LOCK_FILE: &str = "..lock";
 
-/// Who answers what comes to a listener.
+/// What the agent asks: the proxy and the endpoint.
 #[derive(Debug)]
-enum Site {
-    /// To the agent: the proxy or the endpoint.
-    Agent {
-        proxy: Arc<Proxy>,
-        endpoint: Arc<Endpoint>,
-        transport: Transport,
-    },
-    /// To whoever watches the sidecar.
-    Status(Arc<StatusPage>),
+struct AgentSite {
+    proxy: Arc<Proxy>,
+    endpoint: Arc<Endpoint>,
+    transport: Transport,
 }
 
-impl Site {
-    async fn answer(&self, arrival: Arrival) -> Answer {
-        match self {
-            Self::Agent { proxy, transport, .. } if Proxy::is_asked(&arrival.request) => {
-                Box::pin(proxy.answer(arrival, *transport)).await
-            }
-            Self::Agent {
-                endpoint, transport, ..
-            } => endpoint.answer(arrival, *transport).await,
-            Self::Status(page) => page.answer(&arrival.request),
+impl Site for AgentSite {
+    fn answer(self: &Arc<Self>, request: Request<Incoming>, place: &Arc<Place>) -> Answering {
+        if Proxy::is_asked(&request) {
+            self.proxy.answer(request, place, self.transport)
+        } else {
+            self.endpoint.answer(&request, place, self.transport)
         }
     }
 }
@@ -121,28 +114,23 @@ async fn run_async(cli: Cli) -> anyhow::Result<()> {
         proxy.clone(),
         dir,
     ));
-    let agent = |transport| Site::Agent {
-        proxy: proxy.clone(),
-        endpoint: endpoint.clone(),
-        transport,
+    let agent = |transport| {
+        Arc::new(AgentSite {
+            proxy: proxy.clone(),
+            endpoint: endpoint.clone(),
+            transport,
+        })
     };
-    let answers = |site: Site| {
-        let site = Arc::new(site);
-        move |arrival| {
-            let site = site.clone();
-            async move { Ok(site.answer(arrival).await) }
-        }
-    };
-    tasks.spawn(server(streams).serve(Listener::Left(endpoint_listener), answers(agent(Transport::Tcp))));
+    tasks.spawn(server(streams).serve(Listener::Left(endpoint_listener), agent(Transport::Tcp)));
     tasks.spawn(serve_socket(
         socket.clone(),
         socket_listener,
         server(streams),
-        answers(agent(Transport::Unix)),
+        agent(Transport::Unix),
     ));
-    tasks.spawn(server(0).serve(Listener::Left(status_listener), answers(Site::Status(page))));
+    tasks.spawn(server(0).serve(Listener::Left(status_listener), page));
     tasks.spawn(keep_directory(cli.dir.clone(), lock, token));
-    start_deliveries(&cli, &store, &metrics, &stop, &mut tasks).await?;
+    start_deliveries(&cli, &store, &metrics, &stop, &mut tasks)?;
     info!(endpoint = %endpoint_address, status = %status_address, "listening");
 
     let outcome = tokio::select! {
@@ -196,7 +184,7 @@ fn restore(cli: &Cli, endpoint: SocketAddr) -> Store {
 }
 
 /// Starts a source and the files of each access.
-async fn start_deliveries(
+fn start_deliveries(
     cli: &Cli,
     store: &Arc<Store>,
     metrics: &Arc<Metrics>,
@@ -218,9 +206,13 @@ async fn start_deliveries(
                 tasks.spawn(async move { source::volume::run(dir, &access, &store, stop).await });
             }
             Origin::Kube { namespace, secret } => {
-                let client = match &client {
-                    Some(client) => Client::clone(client),
-                    None => client.insert(connect().await?).clone(),
+                let client = if let Some(client) = &client {
+                    Client::clone(client)
+                } else {
+                    let url = cli.api_server.as_ref();
+                    client
+                        .insert(api_server::client(url, &cli.service_account)?)
+                        .clone()
                 };
                 tasks.spawn(async move {
                     source::kube::run(client, &namespace, &secret, &access, &store, stop).await;
@@ -229,12 +221,6 @@ async fn start_deliveries(
         }
     }
     Ok(())
-}
-
-/// A client; the connection comes with the first request.
-async fn connect() -> anyhow::Result<Client> {
-    let client = Client::try_default().await;
-    client.context("a kube: source needs an API server: run in a pod, or set KUBECONFIG to a kubeconfig file")
 }
 
 /// Keeps the delivery directory, the claim to it and the token's files, if somebody removes them.
@@ -255,17 +241,12 @@ async fn keep_directory(dir: PathBuf, mut lock: File, token: Arc<Token>) {
 }
 
 /// Serves the Unix socket until the stop, and makes it anew if somebody removes it.
-async fn serve_socket<F: Future<Output = Result<Answer, Infallible>> + Send + 'static>(
-    path: PathBuf,
-    first: UnixListener,
-    server: Server,
-    answer: impl Fn(Arrival) -> F + Clone + Send + 'static,
-) {
+async fn serve_socket(path: PathBuf, first: UnixListener, server: Server, site: Arc<AgentSite>) {
     let mut listener = Some(first);
     while !server.stop.is_cancelled() {
         if let Some(listener) = listener.take() {
             tokio::select! {
-                () = server.clone().serve(Listener::Right(listener), answer.clone()) => return,
+                () = server.clone().serve(Listener::Right(listener), site.clone()) => return,
                 () = replaced(&path) => {}
             }
         }

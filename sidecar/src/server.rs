@@ -3,21 +3,24 @@
 
 mod farewell;
 mod stream;
+mod timer;
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Ready, ready};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{self, BoxFuture};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::Service;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::either;
@@ -28,6 +31,7 @@ use tracing::{debug, warn};
 use crate::metrics::Metrics;
 use farewell::Refusal;
 use stream::Stream;
+use timer::LazyTimer;
 
 /// How long a head may take, and how long a connection may wait for its next request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,13 +56,24 @@ pub type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, BoxError>>;
 /// Why a body failed.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A request, and the place of the connection that it came on.
-#[derive(Debug)]
-pub struct Arrival {
-    /// The request.
-    pub request: Request<Incoming>,
-    /// The connection's place.
-    pub place: Arc<Place>,
+/// An answer that is there at once, as most are, or later. What is there at once has no future of its own to be moved about.
+pub type Answering =
+    future::Either<Ready<Result<Answer, Infallible>>, BoxFuture<'static, Result<Answer, Infallible>>>;
+
+/// An answer that is there.
+pub fn at_once(answer: Answer) -> Answering {
+    Answering::Left(ready(Ok(answer)))
+}
+
+/// An answer that takes its time.
+pub fn later(answer: impl Future<Output = Answer> + Send + 'static) -> Answering {
+    Answering::Right(Box::pin(answer.map(Ok)))
+}
+
+/// What answers requests. Each comes with the place of its connection.
+pub trait Site: Send + Sync + 'static {
+    /// Answers a request.
+    fn answer(self: &Arc<Self>, request: Request<Incoming>, place: &Arc<Place>) -> Answering;
 }
 
 /// A connection's place among the limited number.
@@ -95,7 +110,23 @@ impl Place {
     }
 }
 
-/// What serving needs besides a listener and a handler.
+/// What hyper asks on one connection.
+struct Conversation<S> {
+    site: Arc<S>,
+    place: Arc<Place>,
+}
+
+impl<S: Site> Service<Request<Incoming>> for Conversation<S> {
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        self.site.answer(request, &self.place)
+    }
+}
+
+/// What serving needs besides a listener and a site.
 #[derive(Debug, Clone)]
 pub struct Server {
     /// The places that its connections share.
@@ -110,13 +141,7 @@ pub struct Server {
 
 impl Server {
     /// Accepts connections until the stop, and has their requests answered.
-    pub async fn serve<F>(
-        self,
-        mut listener: Listener,
-        answer: impl Fn(Arrival) -> F + Clone + Send + 'static,
-    ) where
-        F: Future<Output = Result<Answer, Infallible>> + Send + 'static,
-    {
+    pub async fn serve(self, mut listener: Listener, site: Arc<impl Site>) {
         let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
         loop {
             let accepted = tokio::select! {
@@ -140,7 +165,7 @@ impl Server {
                     streaming: AtomicBool::new(false),
                 });
                 self.connections
-                    .spawn(self.clone().converse(connection, place, answer.clone()));
+                    .spawn(self.clone().converse(connection, place, site.clone()));
             } else {
                 self.metrics.refused(Refusal::Connections.reason());
                 // Beyond these there is no room even for words.
@@ -154,20 +179,13 @@ impl Server {
         }
     }
 
-    async fn converse<F>(self, connection: Connection, place: Arc<Place>, answer: impl Fn(Arrival) -> F)
-    where
-        F: Future<Output = Result<Answer, Infallible>>,
-    {
+    async fn converse(self, connection: Connection, place: Arc<Place>, site: Arc<impl Site>) {
         let stream = Stream::new(connection, place.clone());
-        let service = service_fn(move |request| {
-            let place = place.clone();
-            answer(Arrival { request, place })
-        });
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new())
+        http.timer(LazyTimer::default())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(MAX_HEAD_BYTES);
-        let mut serving = http.serve_connection(TokioIo::new(stream), service);
+        let mut serving = http.serve_connection(TokioIo::new(stream), Conversation { site, place });
         let ended = tokio::select! {
             ended = &mut serving => ended,
             () = self.stop.cancelled() => {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request, StatusCode};
 use llmwarden_proto::status::{AccessStatus, DeliveryState, SCHEMA, Status};
@@ -14,7 +15,7 @@ use crate::endpoint::answer;
 use crate::endpoint::guard::Refusal;
 use crate::metrics::Metrics;
 use crate::proxy::Proxy;
-use crate::server::Answer;
+use crate::server::{Answer, Answering, Place, Site, at_once};
 use crate::store::{Held, Slot, Store};
 
 /// In the delivery directory, which lives as long as the pod: every access had a key.
@@ -32,6 +33,12 @@ pub struct StatusPage {
     marker: PathBuf,
 }
 
+impl Site for StatusPage {
+    fn answer(self: &Arc<Self>, request: Request<Incoming>, _: &Arc<Place>) -> Answering {
+        at_once(self.respond(&request))
+    }
+}
+
 impl StatusPage {
     /// About this store, of a sidecar that delivers to `dir`.
     pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, proxy: Arc<Proxy>, dir: &Path) -> Self {
@@ -45,8 +52,7 @@ impl StatusPage {
         }
     }
 
-    /// Answers a request.
-    pub fn answer<B>(&self, request: &Request<B>) -> Answer {
+    fn respond<B>(&self, request: &Request<B>) -> Answer {
         if request.method() != Method::GET {
             self.metrics.refused(Refusal::Method.reason());
             return answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET");

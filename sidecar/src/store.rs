@@ -249,6 +249,11 @@ impl Store {
         self.0.get(access).map(|slot| slot.borrow().clone())
     }
 
+    /// What is held of one access.
+    pub fn held(&self, access: &str) -> Option<Held> {
+        self.0.get(access).map(|slot| slot.borrow().held.clone())
+    }
+
     /// One access as it is now and as it becomes.
     pub fn subscribe(&self, access: &str) -> Option<watch::Receiver<Slot>> {
         self.0.get(access).map(watch::Sender::subscribe)

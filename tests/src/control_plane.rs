@@ -3,6 +3,7 @@
 
 mod components;
 
+use std::fs;
 use std::net::Ipv4Addr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -12,11 +13,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, Client, Resource, ResourceExt};
+use serde_json::json;
 use tokio::sync::OnceCell;
 
 use crate::binaries;
@@ -43,6 +46,15 @@ pub struct Options {
     /// The address of the node that is going to run on it: pods reach the API server there. Without it, it is on
     /// loopback alone.
     pub node_address: Option<Ipv4Addr>,
+}
+
+/// A service account as a pod has it.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// Where the API server is.
+    pub server: String,
+    /// The directory with `token` and `ca.crt`.
+    pub directory: PathBuf,
 }
 
 /// A running control plane. Dropping it stops it; its directory with all logs stays if the test is panicking, so tests
@@ -184,6 +196,36 @@ impl ControlPlane {
 
     /// [`kubeconfig_for`](Self::kubeconfig_for) a program that reaches the API server at another URL.
     pub async fn kubeconfig_through(&self, server: &str, namespace: &str, name: &str) -> Result<PathBuf> {
+        let token = self.token_of(namespace, name).await?;
+        let port = server.rsplit(':').next().unwrap_or_default();
+        let file = format!("{namespace}.{name}.{port}");
+        let user = User::Token(&token);
+        kubeconfig::write(self.work_dir(), &file, server, &self.authority(), &user)
+    }
+
+    /// A service account as its pods have it; it is made, with its namespace, unless it exists.
+    pub async fn account(&self, namespace: &str, name: &str) -> Result<Account> {
+        let directory = self.work_dir().join(format!("{namespace}.{name}"));
+        fs::create_dir_all(&directory)?;
+        fs::write(directory.join("token"), self.token_of(namespace, name).await?)?;
+        fs::copy(self.authority(), directory.join("ca.crt"))?;
+        Ok(Account {
+            server: self.url(),
+            directory,
+        })
+    }
+
+    /// Gives a service account all rights.
+    pub async fn make_admin(&self, namespace: &str, name: &str) -> Result<()> {
+        let binding: ClusterRoleBinding = serde_json::from_value(json!({
+            "metadata": { "name": format!("{namespace}.{name}") },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin" },
+            "subjects": [{ "kind": "ServiceAccount", "namespace": namespace, "name": name }],
+        }))?;
+        ensure_exists(&Api::all(self.client()), &binding).await
+    }
+
+    async fn token_of(&self, namespace: &str, name: &str) -> Result<String> {
         let metadata = |name: &str| ObjectMeta {
             name: Some(name.to_owned()),
             ..ObjectMeta::default()
@@ -219,11 +261,7 @@ impl ControlPlane {
         let answer = accounts
             .create_token_request(name, &PostParams::default(), &request)
             .await?;
-        let token = answer.status.context("a TokenRequest without a status")?.token;
-        let port = server.rsplit(':').next().unwrap_or_default();
-        let file = format!("{namespace}.{name}.{port}");
-        let user = User::Token(&token);
-        kubeconfig::write(self.work_dir(), &file, server, &self.authority(), &user)
+        Ok(answer.status.context("a TokenRequest without a status")?.token)
     }
 
     /// A client with the rights of a service account; see [`kubeconfig_for`](Self::kubeconfig_for).

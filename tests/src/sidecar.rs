@@ -13,6 +13,7 @@ use llmwarden_proto::status::Status;
 use tempfile::TempDir;
 
 use crate::binaries;
+use crate::control_plane::Account;
 use crate::process::{Process, tail};
 use crate::wait::try_eventually;
 
@@ -32,7 +33,7 @@ pub struct Options {
     /// Address of health, metrics and status.
     pub status: String,
     /// What a `kube:` source connects with.
-    pub kubeconfig: Option<PathBuf>,
+    pub account: Option<Account>,
     /// Level of the log.
     pub log_level: String,
     /// More of its environment: nothing of this process' goes there that says which way out is.
@@ -49,7 +50,7 @@ impl Options {
             proxied: Vec::new(),
             port: 0,
             status: "127.0.0.1:0".to_owned(),
-            kubeconfig: None,
+            account: None,
             log_level: std::env::var(LEVEL_VARIABLE).unwrap_or_else(|_| "debug".to_owned()),
             env: Vec::new(),
             dir: None,
@@ -77,10 +78,21 @@ impl Options {
                 .env_remove(variable.to_ascii_lowercase());
         }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
-        match &self.kubeconfig {
-            Some(kubeconfig) => command.env("KUBECONFIG", kubeconfig),
-            None => command.env_remove("KUBECONFIG"),
-        };
+        if let Some(Account { server, directory }) = &self.account {
+            command.arg("--service-account").arg(directory);
+            match server.strip_prefix("https://").and_then(|at| at.split_once(':')) {
+                // As a pod is told.
+                Some((host, port)) => {
+                    command.envs([
+                        ("KUBERNETES_SERVICE_HOST", host),
+                        ("KUBERNETES_SERVICE_PORT", port),
+                    ]);
+                }
+                None => {
+                    command.args(["--api-server", server]);
+                }
+            }
+        }
         Ok(command)
     }
 }

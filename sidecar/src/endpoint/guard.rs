@@ -9,8 +9,7 @@ use std::sync::Arc;
 use hyper::header::{
     AUTHORIZATION, CONTENT_LENGTH, FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN, TRANSFER_ENCODING, UPGRADE,
 };
-use hyper::http::request::Parts;
-use hyper::{Method, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use llmwarden_proto::names;
 
 use crate::token::Token;
@@ -92,17 +91,17 @@ impl Guard {
     }
 
     /// Whether the request may be looked at.
-    pub fn check(&self, request: &Parts, transport: Transport) -> Result<(), Refusal> {
-        self.check_origin(&request.headers, transport)?;
-        let uri = &request.uri;
+    pub fn check<B>(&self, request: &Request<B>, transport: Transport) -> Result<(), Refusal> {
+        self.check_origin(request.headers(), transport)?;
+        let uri = request.uri();
         if uri.authority().is_some() || uri.query().is_some() || !is_plain(uri.path()) {
             return Err(Refusal::Target);
         }
-        let headers = &request.headers;
+        let headers = request.headers();
         if transport == Transport::Tcp && !self.has_token(headers) {
             return Err(Refusal::Token);
         }
-        if request.method != Method::GET {
+        if request.method() != Method::GET {
             return Err(Refusal::Method);
         }
         if headers.contains_key(UPGRADE) {
@@ -151,7 +150,7 @@ impl Guard {
     }
 
     /// What to tell the caller: what is wrong and what would work.
-    pub fn explain(&self, refusal: Refusal, request: &Parts) -> String {
+    pub fn explain(&self, refusal: Refusal, path: &str) -> String {
         let [_, host] = &self.hosts;
         match refusal {
             Refusal::Forwarded => {
@@ -170,7 +169,6 @@ impl Guard {
             Refusal::Upgrade => "only HTTP/1.1: send no Upgrade header".into(),
             Refusal::Body => "send no body".into(),
             Refusal::Token => {
-                let path = request.uri.path();
                 let path = if path.starts_with("/v1/keys/") {
                     path
                 } else {

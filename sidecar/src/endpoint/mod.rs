@@ -6,10 +6,10 @@ mod wait;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::header::{CONNECTION, ETAG, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use hyper::http::request::Parts;
-use hyper::{StatusCode, header};
+use hyper::{HeaderMap, Request, StatusCode, header};
 use jiff::Timestamp;
 use secrecy::zeroize::Zeroizing;
 use serde::Serialize;
@@ -17,8 +17,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{Metrics, age_seconds};
-use crate::server::{Answer, Arrival, Place};
-use crate::store::{Delivered, Held, Slot, Store, Value};
+use crate::server::{Answer, Answering, Place, at_once, later};
+use crate::store::{Delivered, Held, Store, Value};
 use guard::{Guard, Refusal, Transport};
 use wait::Conditions;
 
@@ -61,6 +61,14 @@ impl<'a> Route<'a> {
     }
 }
 
+/// A request that waits for something newer than it has.
+struct Wait {
+    access: String,
+    key: Option<String>,
+    conditions: Conditions,
+    limit: Duration,
+}
+
 /// `/v1/keys`, one access.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -86,20 +94,36 @@ impl Endpoint {
     }
 
     /// Answers a request.
-    pub async fn answer(&self, Arrival { request, place }: Arrival, transport: Transport) -> Answer {
+    pub fn answer<B>(
+        self: &Arc<Self>,
+        request: &Request<B>,
+        place: &Arc<Place>,
+        transport: Transport,
+    ) -> Answering {
         place.set_streaming(false);
-        let (request, _) = request.into_parts();
-        let answer = match self.guard.check(&request, transport) {
-            Ok(()) => self.route(&request, &place).await,
-            Err(refusal) => self.refuse(refusal, &request),
+        let answer = match self.guard.check(request, transport) {
+            Ok(()) => self.route(request),
+            Err(refusal) => Ok(self.refuse(refusal, request)),
         };
-        self.metrics.answered(answer.status().as_u16());
-        answer
+        match answer {
+            Ok(answer) => {
+                self.metrics.answered(answer.status().as_u16());
+                at_once(answer)
+            }
+            Err(wait) => {
+                let (endpoint, place) = (self.clone(), place.clone());
+                later(async move {
+                    let answer = endpoint.wait(wait, &place).await;
+                    endpoint.metrics.answered(answer.status().as_u16());
+                    answer
+                })
+            }
+        }
     }
 
-    fn refuse(&self, refusal: Refusal, request: &Parts) -> Answer {
+    fn refuse<B>(&self, refusal: Refusal, request: &Request<B>) -> Answer {
         self.metrics.refused(refusal.reason());
-        let text = format!("llmwarden: {}", self.guard.explain(refusal, request));
+        let text = format!("llmwarden: {}", self.guard.explain(refusal, request.uri().path()));
         let mut answer = answer::text(refusal.status(), &text);
         let extra = match refusal {
             Refusal::Token => Some((WWW_AUTHENTICATE, "Bearer realm=\"llmwarden\"")),
@@ -114,20 +138,15 @@ impl Endpoint {
         answer
     }
 
-    async fn route(&self, request: &Parts, place: &Place) -> Answer {
-        match Route::of(request.uri.path()) {
-            Some(Route::List) => self.list(),
-            Some(Route::Access(access)) => self.deliver(access, request, place, whole).await,
-            Some(Route::Key(access, key)) => {
-                self.deliver(access, request, place, |access, delivered| {
-                    one(access, delivered, key)
-                })
-                .await
-            }
-            None => answer::text(
+    fn route<B>(&self, request: &Request<B>) -> Result<Answer, Wait> {
+        match Route::of(request.uri().path()) {
+            Some(Route::List) => Ok(self.list()),
+            Some(Route::Access(access)) => self.deliver(access, None, request.headers()),
+            Some(Route::Key(access, key)) => self.deliver(access, Some(key), request.headers()),
+            None => Ok(answer::text(
                 StatusCode::NOT_FOUND,
                 "llmwarden: there are /v1/keys, /v1/keys/<access> and /v1/keys/<access>/<key>",
-            ),
+            )),
         }
     }
 
@@ -135,47 +154,57 @@ impl Endpoint {
         let slots: Vec<_> = self
             .store
             .accesses()
-            .filter_map(|access| Some((access, self.store.get(access)?.held)))
+            .filter_map(|access| Some((access, self.store.held(access)?)))
             .collect();
         let summaries: Vec<_> = slots.iter().map(|(access, held)| summary(access, held)).collect();
         answer::json(StatusCode::OK, &serde_json::json!({ "accesses": summaries }))
     }
 
-    /// Answers with a value of an access; waits first if the request says so.
-    async fn deliver(
-        &self,
-        access: &str,
-        request: &Parts,
-        place: &Place,
-        value: impl Fn(&str, &Arc<Delivered>) -> Answer,
-    ) -> Answer {
-        let Some(mut slot) = self.store.subscribe(access) else {
+    /// Answers with a value of an access, or with all of them, unless the request waits for something newer.
+    fn deliver(&self, access: &str, key: Option<&str>, headers: &HeaderMap) -> Result<Answer, Wait> {
+        let Some(held) = self.store.held(access) else {
             let known: Vec<_> = self.store.accesses().collect();
             let text = format!("llmwarden: no such access here; there are: {}", known.join(", "));
-            return answer::text(StatusCode::NOT_FOUND, &text);
+            return Ok(answer::text(StatusCode::NOT_FOUND, &text));
         };
-        let conditions = Conditions::of(&request.headers);
-        let known = |slot: &Slot| matches!(&slot.held, Held::Active(delivered) if conditions.match_version(delivered.version()));
-        if !known(&slot.borrow_and_update()) {
-            return respond(access, &slot.borrow().held, value);
+        let conditions = Conditions::of(headers);
+        match conditions.wait {
+            _ if !conditions.match_held(&held) => Ok(respond(access, &held, key)),
+            None => Ok(not_modified(&held)),
+            Some(limit) => Err(Wait {
+                access: access.to_owned(),
+                key: key.map(str::to_owned),
+                conditions,
+                limit,
+            }),
         }
-        let Some(limit) = conditions.wait else {
-            return not_modified(&slot.borrow());
-        };
-        let Ok(_waiting) = self.waiting.try_acquire() else {
+    }
+
+    /// Answers with something newer, or at the end of the wait.
+    async fn wait(&self, wait: Wait, place: &Place) -> Answer {
+        let Wait {
+            access,
+            key,
+            conditions,
+            limit,
+        } = wait;
+        let (Ok(_waiting), Some(mut slot)) = (self.waiting.try_acquire(), self.store.subscribe(&access))
+        else {
             self.metrics.refused("waiting");
             let text = "llmwarden: too many requests wait at once; ask without Prefer: wait";
             return retry_later(answer::text(StatusCode::SERVICE_UNAVAILABLE, text));
         };
         place.leave();
+        let news = slot.wait_for(|slot| !conditions.match_held(&slot.held));
         let news = tokio::select! {
-            news = tokio::time::timeout(limit, slot.wait_for(|slot| !known(slot))) => matches!(news, Ok(Ok(_))),
+            news = tokio::time::timeout(limit, news) => matches!(news, Ok(Ok(_))),
             () = self.stop.cancelled() => false,
         };
+        let held = slot.borrow().held.clone();
         let mut answer = if news {
-            respond(access, &slot.borrow().held, value)
+            respond(&access, &held, key.as_deref())
         } else {
-            not_modified(&slot.borrow())
+            not_modified(&held)
         };
         if !place.take_again() {
             close(&mut answer);
@@ -184,10 +213,13 @@ impl Endpoint {
     }
 }
 
-fn respond(access: &str, held: &Held, value: impl Fn(&str, &Arc<Delivered>) -> Answer) -> Answer {
+fn respond(access: &str, held: &Held, key: Option<&str>) -> Answer {
     match held {
         Held::Active(delivered) => {
-            let mut answer = value(access, delivered);
+            let mut answer = match key {
+                Some(key) => one(access, delivered, key),
+                None => whole(access, delivered),
+            };
             tag(&mut answer, delivered.version());
             answer
         }
@@ -262,9 +294,9 @@ fn one(access: &str, delivered: &Arc<Delivered>, key: &str) -> Answer {
     }
 }
 
-fn not_modified(slot: &Slot) -> Answer {
+fn not_modified(held: &Held) -> Answer {
     let mut answer = answer::empty(StatusCode::NOT_MODIFIED);
-    if let Some(version) = slot.held.version() {
+    if let Some(version) = held.version() {
         tag(&mut answer, version);
     }
     answer

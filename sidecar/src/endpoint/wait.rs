@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use hyper::header::{HeaderMap, HeaderName, IF_NONE_MATCH};
 
+use crate::store::Held;
+
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 /// Longer waits are cut: a client asks again.
 const MAX_WAIT: Duration = Duration::from_mins(5);
@@ -32,8 +34,12 @@ impl Conditions {
         }
     }
 
-    /// Whether the client has this version.
-    pub(super) fn match_version(&self, version: u64) -> bool {
+    /// Whether the client has what is held.
+    pub(super) fn match_held(&self, held: &Held) -> bool {
+        matches!(held, Held::Active(delivered) if self.match_version(delivered.version()))
+    }
+
+    fn match_version(&self, version: u64) -> bool {
         let is_known = |tag: &String| tag == "*" || *tag == format!("\"{version}\"");
         self.tags.iter().any(is_known)
     }

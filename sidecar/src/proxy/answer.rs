@@ -6,11 +6,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 
 use super::account::Exchange;
-use super::idle::Idle;
+use super::body::Outbound;
 use super::usage::Observer;
+use crate::client::Received;
+use crate::idle::Idle;
 use crate::server::BoxError;
 
 /// How long a provider may send nothing: reasoning models think for minutes.
@@ -20,14 +22,19 @@ const IDLE_TIMEOUT: Duration = Duration::from_mins(10);
 pub struct Relayed {
     /// What was read of it before it was clear that it is passed on.
     read: Option<Bytes>,
-    rest: Idle<Incoming>,
+    rest: Idle<Received<Outbound>>,
     observer: Option<Observer>,
     exchange: Exchange,
 }
 
 impl Relayed {
     /// What was read of an answer, and what is to come.
-    pub fn new(read: Option<Bytes>, rest: Incoming, observer: Option<Observer>, exchange: Exchange) -> Self {
+    pub fn new(
+        read: Option<Bytes>,
+        rest: Received<Outbound>,
+        observer: Option<Observer>,
+        exchange: Exchange,
+    ) -> Self {
         Self {
             read: read.filter(|read| !read.is_empty()),
             rest: Idle::new(rest, IDLE_TIMEOUT),

@@ -13,9 +13,9 @@ use hyper::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::idle::{Broken, Idle};
 use super::models::{Ambiguous, Named, Scanner};
 use super::refusal::Refusal;
+use crate::idle::{Broken, Idle};
 use crate::server::BoxError;
 
 /// The largest body that is held.

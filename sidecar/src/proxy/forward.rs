@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderName};
 use hyper::{Method, Request, Response, Uri};
 use llmwarden_proto::delivery::Upstream;
@@ -20,6 +19,7 @@ use super::body::{Inbound, Inspection, Outbound, Refused};
 use super::refusal::Refusal;
 use super::upstream::Provider;
 use super::{dead_key, headers};
+use crate::client::Received;
 use crate::store::{Delivered, Held, Slot};
 
 /// How long the head of an answer may take, the request's own body included: reasoning models think for minutes.
@@ -39,16 +39,18 @@ const MAX_KEYS: usize = 3;
 pub struct Head {
     /// Its method.
     pub method: Method,
-    /// Where to.
+    /// The path and the query.
     pub uri: Uri,
     /// Without anything of the caller's that is a credential, or is about the caller's connection only.
     pub headers: HeaderMap,
+    /// Where the key goes.
+    pub auth: HeaderName,
 }
 
 /// An answer to pass on: what was read of its body, and the rest.
 pub struct Answered {
     /// Its head, and what is to come of its body.
-    pub response: Response<Incoming>,
+    pub response: Response<Received<Outbound>>,
     /// What was read of its body.
     pub read: Option<Bytes>,
 }
@@ -87,9 +89,9 @@ impl Forward<'_> {
                 let body = Outbound::passing(read, rest, reservation, inspection, refused.clone());
                 let response = self.send(&head, &key, body, Some(&refused)).await?;
                 return match self.judge(response).await? {
-                    Verdict::PassOn(answered) => Ok(answered),
+                    Some(answered) => Ok(answered),
                     // It is gone: only the caller can send it again.
-                    Verdict::Dead => Err(Refusal::DeadKey {
+                    None => Err(Refusal::DeadKey {
                         retry: self.other_key(&[key]).await.is_some(),
                     }),
                 };
@@ -105,7 +107,7 @@ impl Forward<'_> {
         loop {
             let body = Outbound::held(&data, trailers.as_ref());
             let response = self.send(&head, &key, body, None).await?;
-            if let Verdict::PassOn(answered) = self.judge(response).await? {
+            if let Some(answered) = self.judge(response).await? {
                 let is_live = delivered.live().is_some_and(|live| same(&live.key, &key));
                 if answered.response.status().is_success() && is_live {
                     delivered.trust();
@@ -136,16 +138,14 @@ impl Forward<'_> {
         key: &SecretString,
         body: Outbound,
         refused: Option<&Refused>,
-    ) -> Result<Response<Incoming>, Refusal> {
+    ) -> Result<Response<Received<Outbound>>, Refusal> {
         let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = head.uri.clone();
         *request.headers_mut() = head.headers.clone();
-        let auth = &self.upstream.auth;
-        let name = HeaderName::try_from(&auth.header).map_err(|_| Refusal::NoUpstream)?;
-        let value = headers::authorization(auth, key).map_err(|_| Refusal::NoUpstream)?;
-        request.headers_mut().insert(name, value);
-        match tokio::time::timeout(HEAD_TIMEOUT, self.provider.client.request(request)).await {
+        let key = headers::authorization(&self.upstream.auth, key).map_err(|_| Refusal::NoUpstream)?;
+        request.headers_mut().insert(head.auth.clone(), key);
+        match tokio::time::timeout(HEAD_TIMEOUT, self.provider.client.send(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
                 if let Some(refusal) = refused.and_then(Refused::take) {
@@ -161,11 +161,11 @@ impl Forward<'_> {
         }
     }
 
-    /// Whether an answer says that the key is dead.
-    async fn judge(&self, response: Response<Incoming>) -> Result<Verdict, Refusal> {
+    /// The answer as it is to be passed on; nothing if it says that the key is dead.
+    async fn judge(&self, response: Response<Received<Outbound>>) -> Result<Option<Answered>, Refusal> {
         let status = response.status();
         if !dead_key::may_be_dead_key(self.upstream, status) {
-            return Ok(Verdict::PassOn(Answered { response, read: None }));
+            return Ok(Some(Answered { response, read: None }));
         }
         let (head, mut body) = response.into_parts();
         let mut read = BytesMut::new();
@@ -183,9 +183,9 @@ impl Forward<'_> {
         let in_time = tokio::time::timeout(VERDICT_TIMEOUT, reading).await;
         in_time.map_err(|_| Refusal::UpstreamTimeout)??;
         if dead_key::is_dead_key(self.upstream, status, &read) {
-            return Ok(Verdict::Dead);
+            return Ok(None);
         }
-        Ok(Verdict::PassOn(Answered {
+        Ok(Some(Answered {
             response: Response::from_parts(head, body),
             read: Some(read.freeze()),
         }))
@@ -208,11 +208,6 @@ impl Forward<'_> {
         self.delivered.doubt();
         None
     }
-}
-
-enum Verdict {
-    PassOn(Answered),
-    Dead,
 }
 
 fn other_than(dead: &[SecretString], slot: &Slot) -> Option<(SecretString, Arc<Delivered>)> {

@@ -40,7 +40,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes a request's headers those of our own request; the host and the key are still to come.
+/// Makes a request's headers those of our own request; the host and the key are still to be put in.
 pub fn outbound(headers: &mut HeaderMap) {
     let trailers = headers
         .get_all(TE)

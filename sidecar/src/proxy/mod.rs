@@ -11,7 +11,6 @@ pub mod caller;
 pub mod dead_key;
 mod forward;
 pub mod headers;
-mod idle;
 pub mod json;
 pub mod models;
 pub mod query;
@@ -27,7 +26,7 @@ use std::sync::Arc;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{Either, Full};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONNECTION, HeaderValue, VIA};
+use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, VIA};
 use hyper::{HeaderMap, Method, Request, Response, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
 use llmwarden_proto::delivery::ErrorShape;
@@ -36,7 +35,7 @@ use tracing::warn;
 
 use crate::endpoint::guard::{self, Guard, Transport};
 use crate::metrics::Metrics;
-use crate::server::{Answer, Arrival};
+use crate::server::{Answer, Answering, Place, later};
 use crate::store::{Delivered, Held, Slot, Store};
 use account::{Account, Exchange};
 use answer::Relayed;
@@ -129,8 +128,18 @@ impl Proxy {
     }
 
     /// Answers a request.
-    pub async fn answer(&self, Arrival { request, place }: Arrival, transport: Transport) -> Answer {
+    pub fn answer(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        place: &Place,
+        transport: Transport,
+    ) -> Answering {
         place.set_streaming(true);
+        let proxy = self.clone();
+        later(async move { proxy.respond(request, transport).await })
+    }
+
+    async fn respond(&self, request: Request<Incoming>, transport: Transport) -> Answer {
         let (head, body) = request.into_parts();
         let has_body = !body.is_end_stream();
         let target = Target::parse(&head.uri);
@@ -277,7 +286,17 @@ impl Passing<'_> {
             }
         }
         headers::outbound(&mut headers);
-        let head = Head { method, uri, headers };
+        let auth = HeaderName::try_from(&upstream.auth.header).map_err(|_| Refusal::NoUpstream)?;
+        // What each try puts in has its place already: a copy of the map has no room to grow.
+        for name in [HOST, auth.clone()] {
+            headers.insert(name, HeaderValue::from_static(""));
+        }
+        let head = Head {
+            method,
+            uri,
+            headers,
+            auth,
+        };
         let forward = Forward {
             provider,
             upstream,
@@ -314,12 +333,20 @@ impl Passing<'_> {
             warn!(%error, provider = upstream.provider, "the provider can't be called");
             Refusal::NoUpstream
         })?;
-        let uri = provider.uri(path, query).ok_or(Refusal::NoUpstream)?;
+        let uri = origin_form(path, query).ok_or(Refusal::NoUpstream)?;
         Ok(Way {
             provider,
             uri,
             inspect,
         })
+    }
+}
+
+/// A path and a query as a request names them.
+fn origin_form(path: &str, query: Option<&str>) -> Option<Uri> {
+    match query {
+        Some(query) => Uri::try_from(format!("{path}?{query}")).ok(),
+        None => Uri::try_from(path).ok(),
     }
 }
 

@@ -10,9 +10,9 @@ use llmwarden_proto::delivery::ErrorShape;
 use serde_json::{Value, json};
 
 use super::caller::Unauthorized;
-use super::idle::Broken;
 use super::models::Ambiguous;
 use super::target::Tricky;
+use crate::idle::Broken;
 
 /// `OpenAI`'s and Anthropic's SDKs do what it says instead of what they would make of the status.
 const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");

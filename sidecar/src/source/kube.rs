@@ -1,5 +1,7 @@
 //! A companion watched through the API server. Needs the right to get, list and watch that one Secret.
 
+pub mod api_server;
+
 use futures::TryStreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;

@@ -136,22 +136,29 @@ fn is_data_name(name: &str) -> bool {
 #[derive(Debug)]
 pub struct Value {
     delivered: Arc<Delivered>,
-    name: String,
+    /// Absent for what most names stand for: the key.
+    name: Option<String>,
 }
 
 impl Value {
     /// The value under this name, if there is one.
     pub fn of(delivered: &Arc<Delivered>, name: &str) -> Option<Self> {
         delivered.expose(name)?;
+        let is_key = delivered.delivery.keys.iter().any(|key| key == name);
         Some(Self {
             delivered: delivered.clone(),
-            name: name.to_owned(),
+            name: (!is_key).then(|| name.to_owned()),
         })
     }
 }
 
 impl AsRef<[u8]> for Value {
     fn as_ref(&self) -> &[u8] {
-        self.delivered.expose(&self.name).unwrap_or_default().as_bytes()
+        let delivered = &self.delivered;
+        let value = match &self.name {
+            Some(name) => delivered.expose(name),
+            None => Some(delivered.handed_out.expose_secret()),
+        };
+        value.unwrap_or_default().as_bytes()
     }
 }

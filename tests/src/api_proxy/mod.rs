@@ -23,18 +23,16 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
-use kube::api::PostParams;
+use kube::Client;
 use kube::client::Body;
 use kube::config::AuthInfo;
-use kube::{Api, Client};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::control_plane::ControlPlane;
+use crate::control_plane::{Account, ControlPlane};
 pub use call::Call;
 
 /// How long a write is waited for.
@@ -201,17 +199,17 @@ impl ApiProxy {
     ) -> Result<PathBuf> {
         let server = format!("http://{}", self.address);
         let path = cluster.kubeconfig_through(&server, namespace, account).await?;
-        let binding: ClusterRoleBinding = serde_json::from_value(json!({
-            "metadata": { "name": format!("{namespace}.{account}") },
-            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin" },
-            "subjects": [{ "kind": "ServiceAccount", "namespace": namespace, "name": account }],
-        }))?;
-        let bindings = Api::<ClusterRoleBinding>::all(cluster.client());
-        match bindings.create(&PostParams::default(), &binding).await {
-            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
-            outcome => drop(outcome?),
-        }
+        cluster.make_admin(namespace, account).await?;
         Ok(path)
+    }
+
+    /// [`kubeconfig`](Self::kubeconfig) in the form that a pod has it.
+    pub async fn account(&self, cluster: &ControlPlane, namespace: &str, name: &str) -> Result<Account> {
+        cluster.make_admin(namespace, name).await?;
+        Ok(Account {
+            server: format!("http://{}", self.address),
+            ..cluster.account(namespace, name).await?
+        })
     }
 
     /// From now on `rule` decides about each request, instead of an earlier rule.

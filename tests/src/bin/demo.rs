@@ -99,16 +99,16 @@ impl Demo {
     }
 
     async fn start_sidecar(&self) -> Result<Sidecar> {
-        let kubeconfig = self
+        let account = self
             .llmwarden
-            .kubeconfig_for("kagent", "agent-anthropic-sidecar")
+            .account("kagent", "agent-anthropic-sidecar")
             .await?;
         let source = "agent-anthropic=kube:kagent/agent-anthropic.llmwarden";
         // The usual port, unless somebody has it.
         let port = TcpListener::bind(("127.0.0.1", ENDPOINT_PORT)).map_or(0, |_| ENDPOINT_PORT);
         let options = sidecar::Options {
             port,
-            kubeconfig: Some(kubeconfig),
+            account: Some(account),
             ..sidecar::Options::new([source])
         };
         let sidecar = Sidecar::start(options).await?;

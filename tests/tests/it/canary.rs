@@ -183,8 +183,11 @@ impl Flight {
             let companion = names::companion(access);
             format!("{access}=kube:{}/{companion}", tenant.namespace)
         };
+        let name = "canary-sidecar";
+        let account = self.installation.account(SYSTEM, name).await.unwrap();
+        self.installation.make_admin(SYSTEM, name).await.unwrap();
         let options = Options {
-            kubeconfig: Some(self.installation.kubeconfig().to_owned()),
+            account: Some(account),
             log_level: "trace".to_owned(),
             ..Options::new([source(&self.tenant, "agent"), source(&self.other, "other")])
         };

@@ -1,6 +1,6 @@
 //! From the master Secret to the running agent: controller, API server and sidecar together.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
@@ -49,10 +49,10 @@ async fn grant(cluster: &ControlPlane, namespace: &str, access: &str) {
 /// How a sidecar that watches the companion of `access` is started, with the name of the example's service account.
 async fn watching(cluster: &ControlPlane, namespace: &str, access: &str) -> Options {
     let account = format!("{access}-sidecar");
-    let kubeconfig: PathBuf = cluster.kubeconfig_for(namespace, &account).await.unwrap();
+    let account = cluster.account(namespace, &account).await.unwrap();
     let companion = names::companion(access);
     Options {
-        kubeconfig: Some(kubeconfig),
+        account: Some(account),
         ..Options::new([format!("{access}=kube:{namespace}/{companion}")])
     }
 }
@@ -264,9 +264,9 @@ async fn without_the_right_to_read_the_companion_it_says_so_and_serves_nothing()
     grant(&installation, &tenant.namespace, "other").await;
     let options = watching(&installation, &tenant.namespace, "agent").await;
     let others = watching(&installation, &tenant.namespace, "other").await;
-    for kubeconfig in [options.kubeconfig.clone(), others.kubeconfig] {
+    for account in [options.account.clone(), others.account] {
         let options = Options {
-            kubeconfig,
+            account,
             ..options.clone()
         };
         let sidecar = Sidecar::start(options).await.unwrap();

@@ -26,7 +26,7 @@ async fn the_first_key_is_there_in_five_minutes() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
     // The usual ports may be taken here.
-    let (endpoint, status) = (free_port(), free_port());
+    let (endpoint, status, proxy) = (free_port(), free_port(), free_port());
     let programs = binaries::controller().unwrap();
     let programs = programs.parent().unwrap();
     let script = script(&readme)
@@ -37,10 +37,17 @@ async fn the_first_key_is_there_in_five_minutes() {
         )
         .replace("localhost:9470", &format!("localhost:{endpoint}"))
         .replace("localhost:9471", &format!("localhost:{status}"))
+        .replace("=8001", &format!("={proxy}"))
+        .replace(":8001", &format!(":{proxy}"))
+        .replace("kubectl proxy", &format!("{WITH_PARENT} kubectl proxy"))
         .replace("target/debug/", &format!("{WITH_PARENT} {}/", programs.display()))
         .replace(
             "> controller.log",
             &format!("> {}/controller.log", cluster.work_dir().display()),
+        )
+        .replace(
+            "> proxy.log",
+            &format!("> {}/proxy.log", cluster.work_dir().display()),
         )
         .replace(
             "> sidecar.log",

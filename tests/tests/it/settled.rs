@@ -208,7 +208,7 @@ async fn a_sidecar_never_writes_and_takes_up_a_watch_that_is_gone() {
     let proxy = ApiProxy::start(&installation).await.unwrap();
     let source = format!("agent=kube:{}/agent.llmwarden", tenant.namespace);
     let sidecar = Sidecar::start(Options {
-        kubeconfig: Some(proxy.kubeconfig(&installation, SYSTEM, "sidecar").await.unwrap()),
+        account: Some(proxy.account(&installation, SYSTEM, "sidecar").await.unwrap()),
         ..Options::new([source])
     })
     .await

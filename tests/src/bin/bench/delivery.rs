@@ -185,8 +185,10 @@ async fn through_the_controller(llmwarden: &Installation, report: &mut Report) -
 }
 
 async fn start_watching(llmwarden: &Installation, secret: &str) -> Result<Sidecar> {
+    let account = llmwarden.account(NAMESPACE, secret).await?;
+    llmwarden.make_admin(NAMESPACE, secret).await?;
     let options = sidecar::Options {
-        kubeconfig: Some(llmwarden.kubeconfig().to_owned()),
+        account: Some(account),
         log_level: "info".to_owned(),
         ..sidecar::Options::new([format!("{ACCESS}=kube:{NAMESPACE}/{secret}")])
     };

@@ -26,7 +26,7 @@ const ACCESS: &str = "agent";
 const KEY: &str = "sk-bench-0123456789abcdef0123456789abcdef0123456789abcdef";
 const PLACEHOLDER: &str = "sk-llmwarden-0123456789abcdef0123456789abcdef";
 /// How many idle connections to the provider the sidecar keeps, and nginx is told to.
-const MAX_IDLE: usize = 64;
+const MAX_IDLE: usize = 256;
 const SOON: Duration = Duration::from_secs(30);
 
 /// All that run. Dropping it ends them.

@@ -38,14 +38,10 @@ pub struct Cli {
     /// `kubectl proxy` has it.
     #[arg(long, env = "LLMWARDEN_API_SERVER", value_name = "URL", value_parser = api_server)]
     pub api_server: Option<Uri>,
-    /// Directory with the `token` and the `ca.crt` that kube: sources use there.
-    #[arg(
-        long,
-        env = "LLMWARDEN_SERVICE_ACCOUNT",
-        value_name = "DIR",
-        default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
-    )]
-    pub service_account: PathBuf,
+    /// Directory with the `token` and the `ca.crt` that kube: sources use there; unless given, that of the pod's service
+    /// account, over TLS alone.
+    #[arg(long, env = "LLMWARDEN_SERVICE_ACCOUNT", value_name = "DIR")]
+    pub service_account: Option<PathBuf>,
     /// An access whose key stays here: its requests go through /proxy/<access>, and its files and the endpoint hand out a
     /// placeholder. Repeatable, or separated by commas.
     #[arg(long = "proxy", env = "LLMWARDEN_PROXY", value_delimiter = ',')]
@@ -204,13 +200,14 @@ fn api_server(text: &str) -> Result<Uri, String> {
     let url: Uri = text
         .parse()
         .map_err(|_| "write a URL, such as http://127.0.0.1:8001 for `kubectl proxy`".to_owned())?;
-    let is_local = || {
-        let host = url.host().unwrap_or_default();
-        host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-    };
+    let host = url.host().unwrap_or_default();
+    let ip = host.trim_matches(['[', ']']).parse();
+    let is_local = host == "localhost" || ip.is_ok_and(|ip: IpAddr| ip.is_loopback());
+    let is_bare = url.path() == "/" && url.query().is_none() && !text.contains('@');
     match url.scheme_str() {
+        Some("https" | "http") if !is_bare => Err("write nothing behind the host and the port".to_owned()),
         Some("https") => Ok(url),
-        Some("http") if is_local() => Ok(url),
+        Some("http") if is_local => Ok(url),
         Some("http") => Err("without TLS only an API server on loopback: write https://".to_owned()),
         _ => Err("write http:// or https:// before the host".to_owned()),
     }
@@ -264,7 +261,7 @@ mod tests {
 
     #[test]
     fn says_what_is_wrong_with_a_flag() {
-        let cases: [(&[&str], &str); 13] = [
+        let cases: [(&[&str], &str); 14] = [
             (&["--source", "a=/keys", "--proxy", "b"], "--source b="),
             (&["--source", "a=/keys", "--source", "a=/other"], "`a` twice"),
             (&[], "--source"),
@@ -287,6 +284,15 @@ mod tests {
                 "write https://",
             ),
             (
+                &[
+                    "--source",
+                    "a=/keys",
+                    "--api-server",
+                    "https://rancher/k8s/clusters/c1",
+                ],
+                "nothing behind",
+            ),
+            (
                 &["--source", "a=/keys", "--api-server", "10.0.0.1:6443"],
                 "before the host",
             ),
@@ -294,6 +300,18 @@ mod tests {
         for (arguments, expected) in cases {
             let error = parse(arguments).expect_err("refused");
             assert!(error.contains(expected), "{arguments:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_api_server_is_reached_over_tls_or_on_loopback() {
+        for url in [
+            "https://10.0.0.1:6443",
+            "https://api.internal/",
+            "http://localhost:8001",
+            "http://[::1]:8001",
+        ] {
+            assert!(api_server(url).is_ok(), "{url}");
         }
     }
 }

@@ -211,7 +211,7 @@ fn start_deliveries(
                 } else {
                     let url = cli.api_server.as_ref();
                     client
-                        .insert(api_server::client(url, &cli.service_account)?)
+                        .insert(api_server::client(url, cli.service_account.as_deref())?)
                         .clone()
                 };
                 tasks.spawn(async move {

@@ -69,6 +69,9 @@ impl<B: Send + 'static> Kept<B> {
         let until = Instant::now() + IDLE_TIMEOUT;
         let mut state = self.state();
         if state.idle.len() == MAX_IDLE {
+            state.idle.retain(|idle| !idle.sender.is_closed());
+        }
+        if state.idle.len() == MAX_IDLE {
             state.idle.pop_front();
         }
         state.idle.push_back(Idle { sender, until });

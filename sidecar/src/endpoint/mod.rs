@@ -196,15 +196,15 @@ impl Endpoint {
         };
         place.leave();
         let news = slot.wait_for(|slot| !conditions.match_held(&slot.held));
-        let news = tokio::select! {
-            news = tokio::time::timeout(limit, news) => matches!(news, Ok(Ok(_))),
-            () = self.stop.cancelled() => false,
-        };
+        tokio::select! {
+            _ = tokio::time::timeout(limit, news) => {}
+            () = self.stop.cancelled() => {}
+        }
         let held = slot.borrow().held.clone();
-        let mut answer = if news {
-            respond(&access, &held, key.as_deref())
-        } else {
+        let mut answer = if conditions.match_held(&held) {
             not_modified(&held)
+        } else {
+            respond(&access, &held, key.as_deref())
         };
         if !place.take_again() {
             close(&mut answer);

@@ -2,6 +2,7 @@
 //! files along, and all the ways to log in that they know, which is a tenth of the program.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,70 +17,122 @@ use secrecy::zeroize::Zeroizing;
 
 use crate::client::Client;
 use crate::client::connect::{connector, trust};
+use crate::idle::Idle;
 use crate::server::BoxError;
 
+/// What the kubelet mounts for a pod's service account.
+const ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const TOKEN_FILE: &str = "token";
 const AUTHORITY_FILE: &str = "ca.crt";
-/// How long the head of an answer may take. How long a watch may be silent, `kube` knows.
+/// How long the head of an answer may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long nothing of its body may come. A watch that is open for 290 s, as `kube` asks for it, may be silent as long.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 
-/// A client of the API server at `url`, or of that of the pod, which presents the token in the directory `account`. The
-/// connection comes with the first request.
-pub fn client(url: Option<&Uri>, account: &Path) -> anyhow::Result<kube::Client> {
+/// A client of the API server at `url`, or of that of the pod, which presents the token in the directory `account`, or the
+/// pod's. The connection comes with the first request.
+pub fn client(url: Option<&Uri>, account: Option<&Path>) -> anyhow::Result<kube::Client> {
     let url = match url {
         Some(url) => url.clone(),
-        None => of_the_pod()?,
+        None => of_the_pod(|name| std::env::var(name).ok())?,
     };
     let mut roots = RootCertStore::empty();
+    let mut token = account.map(|account| account.join(TOKEN_FILE));
     if url.scheme() == Some(&Scheme::HTTPS) {
+        let account = account.unwrap_or(Path::new(ACCOUNT_DIR));
+        token = Some(account.join(TOKEN_FILE));
         let file = account.join(AUTHORITY_FILE);
         let at = || format!("--service-account: {}", file.display());
         trust(&mut roots, &fs::read(&file).with_context(at)?).with_context(at)?;
     }
     let client = Arc::new(Client::new(&url, connector(roots, None)).context("--api-server")?);
-    let token = Arc::<Path>::from(account.join(TOKEN_FILE));
+    // Without TLS the pod's own token stays here: anybody in the pod may be listening.
+    let token = token.map(Arc::<Path>::from);
     let service = tower::service_fn(move |mut request: Request<Body>| {
         let (client, token) = (client.clone(), token.clone());
         async move {
-            if let Some(token) = authorization(&token)? {
-                request.headers_mut().insert(AUTHORIZATION, token);
+            if let Some(token) = token {
+                request
+                    .headers_mut()
+                    .insert(AUTHORIZATION, authorization(&token)?);
             }
-            let answer = tokio::time::timeout(HEAD_TIMEOUT, client.send(request)).await;
-            Ok::<_, BoxError>(answer??)
+            let answer = tokio::time::timeout(HEAD_TIMEOUT, client.send(request)).await??;
+            Ok::<_, BoxError>(answer.map(|body| Idle::new(body, IDLE_TIMEOUT)))
         }
     });
     Ok(kube::Client::new(service, "default"))
 }
 
-fn of_the_pod() -> anyhow::Result<Uri> {
-    let variable = |name| {
-        std::env::var(name).with_context(|| {
+fn of_the_pod(variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Uri> {
+    let required = |name| {
+        variable(name).with_context(|| {
             format!("a kube: source needs an API server: run in a pod, which has {name}, or set --api-server")
         })
     };
-    let host = variable("KUBERNETES_SERVICE_HOST")?;
-    let port = variable("KUBERNETES_SERVICE_PORT")?;
-    let host = if host.contains(':') {
-        format!("[{host}]")
-    } else {
-        host
+    let host = required("KUBERNETES_SERVICE_HOST")?;
+    let port = required("KUBERNETES_SERVICE_PORT")?;
+    let port: u16 = port
+        .parse()
+        .with_context(|| format!("KUBERNETES_SERVICE_PORT: {port} is no port"))?;
+    let authority = match host.parse() {
+        Ok(ip) => SocketAddr::new(ip, port).to_string(),
+        Err(_) => format!("{host}:{port}"),
     };
-    let url = format!("https://{host}:{port}");
-    url.parse()
-        .with_context(|| format!("KUBERNETES_SERVICE_HOST and _PORT make {url}"))
+    format!("https://{authority}")
+        .parse()
+        .with_context(|| format!("KUBERNETES_SERVICE_HOST: {host} is no host"))
 }
 
-/// The token as it is now: the kubelet replaces it every hour. None is needed where somebody else vouches for us, as
-/// `kubectl proxy` does.
-fn authorization(file: &Path) -> Result<Option<HeaderValue>, BoxError> {
-    let token = match fs::read_to_string(file) {
-        Ok(token) => Zeroizing::new(token),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("{}: {error}", file.display()).into()),
-    };
+/// The token as it is now: the kubelet replaces it every hour.
+fn authorization(file: &Path) -> Result<HeaderValue, BoxError> {
+    let token = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let token = Zeroizing::new(token);
     let text = Zeroizing::new(format!("Bearer {}", token.trim()));
-    let mut value =
-        HeaderValue::try_from(text.as_str()).map_err(|_| format!("{}: this is no token", file.display()))?;
+    let mut value = match HeaderValue::try_from(text.as_str()) {
+        Ok(value) if !token.trim().is_empty() => value,
+        _ => return Err(format!("{}: there is no token in it", file.display()).into()),
+    };
     value.set_sensitive(true);
-    Ok(Some(value))
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_is_told_where_its_api_server_is() {
+        for (host, port, expected) in [
+            ("10.96.0.1", "443", Ok("https://10.96.0.1:443/")),
+            ("fd00::1", "6443", Ok("https://[fd00::1]:6443/")),
+            ("api.internal", "443", Ok("https://api.internal:443/")),
+            ("10.96.0.1", "443/x", Err("KUBERNETES_SERVICE_PORT")),
+            ("a b", "443", Err("KUBERNETES_SERVICE_HOST")),
+        ] {
+            let url = of_the_pod(|name| Some(if name.ends_with("HOST") { host } else { port }.to_owned()));
+            match (url, expected) {
+                (Ok(url), Ok(expected)) => assert_eq!(url.to_string(), expected),
+                (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+                (url, _) => panic!("{host} {port}: {url:?}"),
+            }
+        }
+        let error = of_the_pod(|_| None).expect_err("nothing says where");
+        assert!(error.to_string().contains("--api-server"), "{error}");
+    }
+
+    #[test]
+    fn a_token_is_shown_to_nobody_and_has_to_be_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join(TOKEN_FILE);
+        assert!(authorization(&file).is_err());
+        for (text, expected) in [("abc\n", Some("Bearer abc")), ("\n", None), ("a\nb", None)] {
+            fs::write(&file, text).expect("written");
+            let value = authorization(&file);
+            assert_eq!(
+                value.as_ref().ok().map(HeaderValue::as_bytes),
+                expected.map(str::as_bytes)
+            );
+            assert!(!format!("{value:?}").contains("abc"));
+        }
+    }
 }

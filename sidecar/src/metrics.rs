@@ -49,6 +49,8 @@ pub struct Metrics {
     pub proxy: Arc<ProxyMetrics>,
     registry: Mutex<Registry>,
     requests: Family<CodeLabel, Counter>,
+    /// Of those, the most: with code 200.
+    ok: Counter,
     refusals: Family<ReasonLabel, Counter>,
     served_version: PerAccess,
     file_version: PerAccess,
@@ -67,10 +69,13 @@ impl Default for Metrics {
             "Version of the sidecar",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
+        let requests = Family::<CodeLabel, Counter>::default();
+        let ok = requests.get_or_create(&CodeLabel { code: 200 }).clone();
         let mut all = Self {
             proxy: Arc::default(),
             registry: Mutex::default(),
-            requests: Family::default(),
+            ok,
+            requests,
             refusals: Family::default(),
             served_version: Family::default(),
             file_version: Family::default(),
@@ -141,7 +146,11 @@ impl Metrics {
 
     /// Counts an answer.
     pub fn answered(&self, code: u16) {
-        self.requests.get_or_create(&CodeLabel { code }).inc();
+        if code == 200 {
+            self.ok.inc();
+        } else {
+            self.requests.get_or_create(&CodeLabel { code }).inc();
+        }
     }
 
     /// Counts a version that was issued then and is in its files now.

@@ -187,6 +187,7 @@ impl Server {
             .max_buf_size(MAX_HEAD_BYTES);
         let mut serving = http.serve_connection(TokioIo::new(stream), Conversation { site, place });
         let ended = tokio::select! {
+            biased;
             ended = &mut serving => ended,
             () = self.stop.cancelled() => {
                 std::pin::Pin::new(&mut serving).graceful_shutdown();

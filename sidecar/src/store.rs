@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use delivered::etag;
 pub use delivered::{Delivered, Live, Value};
 
 /// Why a key is gone when nobody said why.
@@ -131,6 +132,7 @@ impl Held {
                     *url = format!("{proxy}{}", base_path(url));
                 }
                 Self::Active(Arc::new(Delivered {
+                    etag: etag(delivery.version),
                     delivery,
                     document,
                     unreadable,

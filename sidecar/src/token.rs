@@ -62,7 +62,17 @@ impl Token {
 
     /// Whether this is the token, in a time that does not tell how much of it is right.
     pub fn matches(&self, candidate: &[u8]) -> bool {
-        self.0.expose_secret().as_bytes().ct_eq(candidate).into()
+        let token = self.0.expose_secret().as_bytes();
+        if token.len() != candidate.len() {
+            return false;
+        }
+        // Eight bytes at a time: each comparison has a barrier of its own, against an optimizer that would end early.
+        let ((words, rest), (others, other_rest)) = (token.as_chunks::<8>(), candidate.as_chunks::<8>());
+        let words = words.iter().zip(others);
+        let same = words.fold(rest.ct_eq(other_rest), |same, (word, other)| {
+            same & u64::from_ne_bytes(*word).ct_eq(&u64::from_ne_bytes(*other))
+        });
+        same.into()
     }
 }
 
@@ -80,6 +90,11 @@ mod tests {
         let text = fs::read(&file).expect("written");
         assert_eq!(text.len(), 64);
         assert!(first.matches(&text) && !first.matches(b"") && !first.matches(&text[1..]));
+        for at in 0..text.len() {
+            let mut other = text.clone();
+            other[at] ^= 1;
+            assert!(!first.matches(&other), "{at}");
+        }
         let mode = fs::metadata(&file).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o444);
         let header = fs::read_to_string(dir.path().join(names::AUTH_HEADER_FILE)).expect("written");

@@ -220,7 +220,7 @@ fn respond(access: &str, held: &Held, key: Option<&str>) -> Answer {
                 Some(key) => one(access, delivered, key),
                 None => whole(access, delivered),
             };
-            tag(&mut answer, delivered.version());
+            tag(&mut answer, delivered);
             answer
         }
         Held::Pending => {
@@ -296,15 +296,14 @@ fn one(access: &str, delivered: &Arc<Delivered>, key: &str) -> Answer {
 
 fn not_modified(held: &Held) -> Answer {
     let mut answer = answer::empty(StatusCode::NOT_MODIFIED);
-    if let Some(version) = held.version() {
-        tag(&mut answer, version);
+    if let Held::Active(delivered) = held {
+        tag(&mut answer, delivered);
     }
     answer
 }
 
-fn tag(answer: &mut Answer, version: u64) {
-    let value = HeaderValue::try_from(format!("\"{version}\"")).expect("digits are a header value");
-    answer.headers_mut().insert(ETAG, value);
+fn tag(answer: &mut Answer, delivered: &Delivered) {
+    answer.headers_mut().insert(ETAG, delivered.etag().clone());
 }
 
 fn retry_later(mut answer: Answer) -> Answer {

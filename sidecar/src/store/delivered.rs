@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use hyper::header::HeaderValue;
 use jiff::Timestamp;
 use llmwarden_proto::delivery::{Delivery, SCHEMA, State, Upstream};
 use secrecy::{ExposeSecret, SecretString};
@@ -14,6 +15,7 @@ const FEATURES: &[&str] = &["proxy"];
 #[derive(Debug)]
 pub struct Delivered {
     pub(super) delivery: Delivery,
+    pub(super) etag: HeaderValue,
     pub(super) document: Vec<u8>,
     pub(super) unreadable: Vec<&'static str>,
     /// What files and endpoint hand out: the key, or the placeholder.
@@ -37,6 +39,11 @@ impl Delivered {
     /// Its version.
     pub fn version(&self) -> u64 {
         self.delivery.version
+    }
+
+    /// Its version as HTTP has it (RFC 9110, 8.8.3).
+    pub fn etag(&self) -> &HeaderValue {
+        &self.etag
     }
 
     /// When it was made.
@@ -124,6 +131,10 @@ impl Delivered {
             .chain(features.cloned())
             .collect()
     }
+}
+
+pub(super) fn etag(version: u64) -> HeaderValue {
+    HeaderValue::try_from(format!("\"{version}\"")).expect("digits are a header value")
 }
 
 /// A data name of a Secret that is not `.` or hidden from users, as names from `..` on are.

@@ -31,6 +31,23 @@ pub enum Broken {
     Failed(BoxError),
 }
 
+/// Whether a moment has come. The timer is set for an earlier one, and only set anew when it ends: most deadlines are put off
+/// long before.
+pub fn poll_deadline(
+    timer: &mut Option<Pin<Box<Sleep>>>,
+    deadline: Instant,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+    while timer.as_mut().poll(cx).is_ready() {
+        if deadline <= Instant::now() {
+            return Poll::Ready(());
+        }
+        timer.as_mut().reset(deadline);
+    }
+    Poll::Pending
+}
+
 impl<B> Idle<B> {
     /// A body of which something has to come within `limit`, again and again.
     pub fn new(body: B, limit: Duration) -> Self {
@@ -54,15 +71,8 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for Idle<B> {
             return Poll::Ready(next.map(|frame| frame.map_err(|error| Broken::Failed(error.into()))));
         }
         let deadline = *this.deadline.get_or_insert_with(|| Instant::now() + this.limit);
-        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        // Set anew only when it ends: most pieces come long before.
-        while timer.as_mut().poll(cx).is_ready() {
-            if deadline <= Instant::now() {
-                return Poll::Ready(Some(Err(Broken::Silent(this.limit))));
-            }
-            timer.as_mut().reset(deadline);
-        }
-        Poll::Pending
+        let over = poll_deadline(&mut this.timer, deadline, cx);
+        over.map(|()| Some(Err(Broken::Silent(this.limit))))
     }
 
     fn is_end_stream(&self) -> bool {

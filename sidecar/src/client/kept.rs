@@ -116,7 +116,7 @@ impl<B: Send + 'static> Received<B> {
     }
 }
 
-impl<B: Send + Unpin + 'static> Body for Received<B> {
+impl<B: Send + 'static> Body for Received<B> {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -141,7 +141,7 @@ impl<B: Send + Unpin + 'static> Body for Received<B> {
 
 impl<B: Send + 'static> Drop for Received<B> {
     fn drop(&mut self) {
-        if (self.has_ended || self.body.is_end_stream())
+        if self.is_end_stream()
             && let Some((sender, kept)) = self.connection.take()
         {
             kept.put(sender);

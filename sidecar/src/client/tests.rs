@@ -1,5 +1,4 @@
 use http_body_util::{BodyExt, Full};
-use hyper_util::client::proxy::matcher::Matcher;
 use rustls::RootCertStore;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -40,9 +39,8 @@ fn with_client(test: impl AsyncFnOnce(Client<Full<Bytes>>)) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let address = listener.local_addr().expect("an address");
         tokio::spawn(serve(listener));
-        let proxies = Some(Arc::new(Matcher::builder().build()));
         let url = format!("http://{address}/ignored").parse().expect("a URL");
-        let client = Client::new(&url, connect::connector(RootCertStore::empty(), proxies));
+        let client = Client::new(&url, connect::connector(RootCertStore::empty(), None));
         test(client.expect("a client")).await;
     });
 }

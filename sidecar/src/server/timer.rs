@@ -3,11 +3,13 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::rt::{Sleep, Timer};
 use tokio::time;
+
+use crate::idle::poll_deadline;
 
 /// A connection's timer, for one limit at a time, and all of the same length: the runtime's own, which is set for an
 /// earlier one, is only set anew when it ends.
@@ -38,16 +40,8 @@ impl Future for Limit {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let deadline = self.deadline.into();
-        let mut sleep = self.timer.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let sleep = sleep.get_or_insert_with(|| Box::pin(time::sleep_until(deadline)));
-        loop {
-            ready!(sleep.as_mut().poll(cx));
-            if deadline <= time::Instant::now() {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(deadline);
-        }
+        let mut timer = self.timer.0.lock().unwrap_or_else(PoisonError::into_inner);
+        poll_deadline(&mut timer, self.deadline.into(), cx)
     }
 }
 

@@ -1,5 +1,5 @@
 //! The way to the API server: as a pod has it from its kubelet, or as flags say. `kube`'s own client would bring kubeconfig
-//! files along, and all the ways to log in that they know, which is a tenth of the program.
+//! files along, and all the ways to log in that they know, which would be a third of the program.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -36,18 +36,17 @@ pub fn client(url: Option<&Uri>, account: Option<&Path>) -> anyhow::Result<kube:
         Some(url) => url.clone(),
         None => of_the_pod(|name| std::env::var(name).ok())?,
     };
+    let over_tls = url.scheme() == Some(&Scheme::HTTPS);
+    // Without TLS the pod's own token stays here: anybody in the pod may be listening.
+    let account = account.or_else(|| over_tls.then(|| Path::new(ACCOUNT_DIR)));
     let mut roots = RootCertStore::empty();
-    let mut token = account.map(|account| account.join(TOKEN_FILE));
-    if url.scheme() == Some(&Scheme::HTTPS) {
-        let account = account.unwrap_or(Path::new(ACCOUNT_DIR));
-        token = Some(account.join(TOKEN_FILE));
+    if let Some(account) = account.filter(|_| over_tls) {
         let file = account.join(AUTHORITY_FILE);
         let at = || format!("--service-account: {}", file.display());
         trust(&mut roots, &fs::read(&file).with_context(at)?).with_context(at)?;
     }
     let client = Arc::new(Client::new(&url, connector(roots, None)).context("--api-server")?);
-    // Without TLS the pod's own token stays here: anybody in the pod may be listening.
-    let token = token.map(Arc::<Path>::from);
+    let token = account.map(|account| Arc::<Path>::from(account.join(TOKEN_FILE)));
     let service = tower::service_fn(move |mut request: Request<Body>| {
         let (client, token) = (client.clone(), token.clone());
         async move {

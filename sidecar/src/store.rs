@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use delivered::etag;
-pub use delivered::{Delivered, Live, Value};
+pub use delivered::{Delivered, Live};
 
 /// Why a key is gone when nobody said why.
 const DELETED: &str = "the companion Secret was deleted or emptied";
@@ -136,7 +136,7 @@ impl Held {
                     delivery,
                     document,
                     unreadable,
-                    handed_out,
+                    handed_out: handed_out.into(),
                     live,
                     trusted: AtomicBool::new(true),
                 }))

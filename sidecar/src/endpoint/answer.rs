@@ -26,9 +26,9 @@ pub fn json(status: StatusCode, document: &impl Serialize) -> Answer {
     }
 }
 
-/// A body with a key in it: what wipes itself once it has been sent.
-pub fn secret(content_type: &'static str, body: impl AsRef<[u8]> + Send + 'static) -> Answer {
-    with(StatusCode::OK, content_type, Bytes::from_owner(body))
+/// What was asked for. Who makes a body with a key in it sees to its wiping.
+pub fn value(content_type: &'static str, body: Bytes) -> Answer {
+    with(StatusCode::OK, content_type, body)
 }
 
 /// An answer without a body.

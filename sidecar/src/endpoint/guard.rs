@@ -92,23 +92,22 @@ impl Guard {
 
     /// Whether the request may be looked at.
     pub fn check<B>(&self, request: &Request<B>, transport: Transport) -> Result<(), Refusal> {
-        self.check_origin(request.headers(), transport)?;
+        let said = Said::of(request.headers());
+        self.check_said(&said, transport)?;
         let uri = request.uri();
         if uri.authority().is_some() || uri.query().is_some() || !is_plain(uri.path()) {
             return Err(Refusal::Target);
         }
-        let headers = request.headers();
-        if transport == Transport::Tcp && !self.has_token(headers) {
+        if transport == Transport::Tcp && !said.authorization.is_some_and(|value| self.has_token(value)) {
             return Err(Refusal::Token);
         }
         if request.method() != Method::GET {
             return Err(Refusal::Method);
         }
-        if headers.contains_key(UPGRADE) {
+        if said.upgrades {
             return Err(Refusal::Upgrade);
         }
-        let length = headers.get(CONTENT_LENGTH);
-        if headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| length != "0") {
+        if said.has_body {
             return Err(Refusal::Body);
         }
         Ok(())
@@ -116,37 +115,31 @@ impl Guard {
 
     /// Whether it comes from a local client, and not through one: the part of the rules that holds for the proxy too.
     pub fn check_origin(&self, headers: &HeaderMap, transport: Transport) -> Result<(), Refusal> {
-        let mut from_a_page = false;
-        for name in headers.keys() {
-            if *name == FORWARDED || name.as_str().starts_with(FORWARDED_PREFIX) {
-                return Err(Refusal::Forwarded);
-            }
-            from_a_page |= *name == ORIGIN || *name == SEC_FETCH_SITE;
+        self.check_said(&Said::of(headers), transport)
+    }
+
+    fn check_said(&self, said: &Said<'_>, transport: Transport) -> Result<(), Refusal> {
+        if said.is_forwarded {
+            return Err(Refusal::Forwarded);
         }
         // Whoever reaches the Unix socket came through the file system, not through a name.
-        let host_is_ours = match single(headers, &HOST) {
-            Some(host) => {
-                transport == Transport::Unix || self.hosts.iter().any(|ours| ours.as_bytes() == host)
-            }
-            None => false,
-        };
+        let host_is_ours = said.host.is_some_and(|host| {
+            transport == Transport::Unix || self.hosts.iter().any(|ours| ours.as_bytes() == host)
+        });
         if !host_is_ours {
             return Err(Refusal::Host);
         }
-        if from_a_page {
+        if said.is_from_a_page {
             return Err(Refusal::Browser);
         }
         Ok(())
     }
 
-    fn has_token(&self, headers: &HeaderMap) -> bool {
+    fn has_token(&self, value: &[u8]) -> bool {
         const SCHEME: &[u8] = b"bearer ";
-        let Some((scheme, token)) =
-            single(headers, &AUTHORIZATION).and_then(|value| value.split_at_checked(SCHEME.len()))
-        else {
-            return false;
-        };
-        scheme.eq_ignore_ascii_case(SCHEME) && self.token.matches(token)
+        value
+            .split_at_checked(SCHEME.len())
+            .is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case(SCHEME) && self.token.matches(token))
     }
 
     /// What to tell the caller: what is wrong and what would work.
@@ -196,9 +189,46 @@ fn is_plain(path: &str) -> bool {
         })
 }
 
-/// The value of a header that was sent exactly once.
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
-    let mut values = headers.get_all(name).iter();
-    let value = values.next()?;
-    values.next().is_none().then_some(value.as_bytes())
+/// What the headers say that the rules are about, read in one go: each look for a name costs about as much.
+#[derive(Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each tells of headers that are there or not"
+)]
+struct Said<'a> {
+    /// If it was sent exactly once.
+    host: Option<&'a [u8]>,
+    /// If it was sent exactly once.
+    authorization: Option<&'a [u8]>,
+    is_forwarded: bool,
+    is_from_a_page: bool,
+    upgrades: bool,
+    has_body: bool,
+}
+
+impl<'a> Said<'a> {
+    fn of(headers: &'a HeaderMap) -> Self {
+        let mut said = Self::default();
+        let (mut hosts, mut authorizations) = (0, 0);
+        for (name, value) in headers {
+            if *name == HOST {
+                hosts += 1;
+                said.host = (hosts == 1).then_some(value.as_bytes());
+            } else if *name == AUTHORIZATION {
+                authorizations += 1;
+                said.authorization = (authorizations == 1).then_some(value.as_bytes());
+            } else if *name == CONTENT_LENGTH {
+                said.has_body |= value != "0";
+            } else if *name == TRANSFER_ENCODING {
+                said.has_body = true;
+            } else if *name == UPGRADE {
+                said.upgrades = true;
+            } else if *name == ORIGIN || *name == SEC_FETCH_SITE {
+                said.is_from_a_page = true;
+            } else if *name == FORWARDED || name.as_str().starts_with(FORWARDED_PREFIX) {
+                said.is_forwarded = true;
+            }
+        }
+        said
+    }
 }

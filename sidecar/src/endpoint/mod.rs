@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::header::{CONNECTION, ETAG, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{HeaderMap, Request, StatusCode, header};
 use jiff::Timestamp;
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{Metrics, age_seconds};
 use crate::server::{Answer, Answering, Place, at_once, later};
-use crate::store::{Delivered, Held, Store, Value};
+use crate::store::{Delivered, Held, Store};
 use guard::{Guard, Refusal, Transport};
 use wait::Conditions;
 
@@ -51,12 +52,14 @@ impl<'a> Route<'a> {
     /// No route has an encoded or empty part, so nothing is decoded.
     fn of(path: &'a str) -> Option<Self> {
         let rest = path.strip_prefix("/v1/keys")?;
-        let mut parts = rest.split('/').skip(1);
-        match (rest, parts.next(), parts.next(), parts.next()) {
-            ("", None, None, None) => Some(Self::List),
-            (_, Some(access), None, None) if rest.starts_with('/') => Some(Self::Access(access)),
-            (_, Some(access), Some(key), None) if rest.starts_with('/') => Some(Self::Key(access, key)),
-            _ => None,
+        if rest.is_empty() {
+            return Some(Self::List);
+        }
+        let rest = rest.strip_prefix('/')?;
+        match rest.split_once('/') {
+            None => Some(Self::Access(rest)),
+            Some((access, key)) if !key.contains('/') => Some(Self::Key(access, key)),
+            Some(_) => None,
         }
     }
 }
@@ -257,7 +260,7 @@ fn summary<'a>(access: &'a str, held: &'a Held) -> Summary<'a> {
 }
 
 /// All values of an access.
-fn whole(access: &str, delivered: &Arc<Delivered>) -> Answer {
+fn whole(access: &str, delivered: &Delivered) -> Answer {
     // The one place where keys are serialized: into the answer that is meant to carry them.
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
@@ -277,13 +280,13 @@ fn whole(access: &str, delivered: &Arc<Delivered>) -> Answer {
             .collect(),
     };
     let body = serde_json::to_vec(&delivery).expect("strings and numbers always serialize");
-    answer::secret("application/json", Zeroizing::new(body))
+    answer::value("application/json", Bytes::from_owner(Zeroizing::new(body)))
 }
 
 /// One value of an access.
-fn one(access: &str, delivered: &Arc<Delivered>, key: &str) -> Answer {
-    if let Some(value) = Value::of(delivered, key) {
-        answer::secret("text/plain; charset=utf-8", value)
+fn one(access: &str, delivered: &Delivered, key: &str) -> Answer {
+    if let Some(value) = delivered.body(key) {
+        answer::value("text/plain; charset=utf-8", value)
     } else {
         let names: Vec<_> = delivered.names().collect();
         let text = format!(

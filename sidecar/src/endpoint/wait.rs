@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hyper::header::{HeaderMap, HeaderName, IF_NONE_MATCH};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH};
 
 use crate::store::Held;
 
@@ -20,18 +20,15 @@ pub(super) struct Conditions {
 
 impl Conditions {
     pub(super) fn of(headers: &HeaderMap) -> Self {
-        let tags = items(headers, IF_NONE_MATCH).map(|tag| tag.strip_prefix("W/").unwrap_or(tag).to_owned());
-        let waits = items(headers, PREFER).filter_map(|preference| {
-            let (name, value) = preference.split_once('=')?;
-            let seconds = value.trim().trim_matches('"').parse().ok()?;
-            name.trim()
-                .eq_ignore_ascii_case("wait")
-                .then(|| Duration::from_secs(seconds).min(MAX_WAIT))
-        });
-        Self {
-            wait: waits.last(),
-            tags: tags.collect(),
+        let (mut tags, mut wait) = (Vec::new(), None);
+        for (name, value) in headers {
+            if *name == IF_NONE_MATCH {
+                tags.extend(items(value).map(|tag| tag.strip_prefix("W/").unwrap_or(tag).to_owned()));
+            } else if *name == PREFER {
+                wait = items(value).filter_map(limit).last().or(wait);
+            }
         }
+        Self { tags, wait }
     }
 
     /// Whether the client has what is held.
@@ -46,12 +43,17 @@ impl Conditions {
 }
 
 /// The members of a comma-separated header. Our tags hold no commas, so others' may be cut in two: they match nothing.
-fn items(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
-    let values = headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim)
+fn items(value: &HeaderValue) -> impl Iterator<Item = &str> {
+    value.to_str().unwrap_or_default().split(',').map(str::trim)
+}
+
+/// How long a preference has the request wait.
+fn limit(preference: &str) -> Option<Duration> {
+    let (name, value) = preference.split_once('=')?;
+    let seconds = value.trim().trim_matches('"').parse().ok()?;
+    name.trim()
+        .eq_ignore_ascii_case("wait")
+        .then(|| Duration::from_secs(seconds).min(MAX_WAIT))
 }
 
 #[cfg(test)]
@@ -83,6 +85,7 @@ mod tests {
             );
         }
         assert!(!conditions(&[]).match_version(7));
+        assert!(conditions(&[(&IF_NONE_MATCH, "\"7\""), (&IF_NONE_MATCH, "\"6\"")]).match_version(7));
     }
 
     #[test]
@@ -99,5 +102,11 @@ mod tests {
             let wait = conditions(&[(&PREFER, value)]).wait;
             assert_eq!(wait, expected.map(Duration::from_secs), "{value}");
         }
+        let lines = [
+            (&PREFER, "wait=1"),
+            (&PREFER, "wait=2"),
+            (&PREFER, "respond-async"),
+        ];
+        assert_eq!(conditions(&lines).wait, Some(Duration::from_secs(2)));
     }
 }

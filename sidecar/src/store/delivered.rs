@@ -1,8 +1,10 @@
 //! A delivered version, and what it gives to whom.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use hyper::header::HeaderValue;
 use jiff::Timestamp;
 use llmwarden_proto::delivery::{Delivery, SCHEMA, State, Upstream};
@@ -19,7 +21,7 @@ pub struct Delivered {
     pub(super) document: Vec<u8>,
     pub(super) unreadable: Vec<&'static str>,
     /// What files and endpoint hand out: the key, or the placeholder.
-    pub(super) handed_out: SecretString,
+    pub(super) handed_out: HandedOut,
     /// What the proxy puts in place of the placeholder. Absent in direct mode, and after a restart, as no file holds it.
     pub(super) live: Option<Live>,
     /// Whether the key is taken for a good one: until the provider refuses it and no other one comes.
@@ -73,7 +75,7 @@ impl Delivered {
 
     /// What stands for the key in a proxied request.
     pub fn placeholder(&self) -> &SecretString {
-        &self.handed_out
+        &self.handed_out.secret
     }
 
     /// Where and how the provider is called.
@@ -98,12 +100,27 @@ impl Delivered {
 
     /// The value under a name: for most names, the key.
     pub fn expose(&self, name: &str) -> Option<&str> {
+        match self.value(name)? {
+            Value::Key => Some(self.handed_out.secret.expose_secret()),
+            Value::Other(text) => Some(text),
+        }
+    }
+
+    /// The same as the body of an answer. The key is not copied for that.
+    pub fn body(&self, name: &str) -> Option<Bytes> {
+        match self.value(name)? {
+            Value::Key => Some(self.handed_out.bytes.clone()),
+            Value::Other(text) => Some(Bytes::copy_from_slice(text.as_bytes())),
+        }
+    }
+
+    fn value(&self, name: &str) -> Option<Value<'_>> {
         if !is_data_name(name) {
             None
         } else if self.delivery.keys.iter().any(|key| key == name) {
-            Some(self.handed_out.expose_secret())
+            Some(Value::Key)
         } else {
-            self.delivery.values.get(name).map(String::as_str)
+            self.delivery.values.get(name).map(|text| Value::Other(text))
         }
     }
 
@@ -143,33 +160,38 @@ fn is_data_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 253 && name != "." && !name.starts_with("..") && name.chars().all(plain)
 }
 
-/// A value of a delivered version that is being sent: it is not copied for that, and the version lives as long.
-#[derive(Debug)]
-pub struct Value {
-    delivered: Arc<Delivered>,
-    /// Absent for what most names stand for: the key.
-    name: Option<String>,
+/// What stands under a name.
+enum Value<'a> {
+    Key,
+    /// What goes with it, and is no secret.
+    Other(&'a str),
 }
 
-impl Value {
-    /// The value under this name, if there is one.
-    pub fn of(delivered: &Arc<Delivered>, name: &str) -> Option<Self> {
-        delivered.expose(name)?;
-        let is_key = delivered.delivery.keys.iter().any(|key| key == name);
-        Some(Self {
-            delivered: delivered.clone(),
-            name: (!is_key).then(|| name.to_owned()),
-        })
+/// The key or the placeholder, once for all answers that carry it: it is wiped with the last of them.
+pub(super) struct HandedOut {
+    secret: Arc<SecretString>,
+    bytes: Bytes,
+}
+
+impl From<SecretString> for HandedOut {
+    fn from(secret: SecretString) -> Self {
+        struct Exposed(Arc<SecretString>);
+
+        impl AsRef<[u8]> for Exposed {
+            fn as_ref(&self) -> &[u8] {
+                self.0.expose_secret().as_bytes()
+            }
+        }
+
+        let secret = Arc::new(secret);
+        let bytes = Bytes::from_owner(Exposed(secret.clone()));
+        Self { secret, bytes }
     }
 }
 
-impl AsRef<[u8]> for Value {
-    fn as_ref(&self) -> &[u8] {
-        let delivered = &self.delivered;
-        let value = match &self.name {
-            Some(name) => delivered.expose(name),
-            None => Some(delivered.handed_out.expose_secret()),
-        };
-        value.unwrap_or_default().as_bytes()
+/// Bytes show what they hold.
+impl fmt::Debug for HandedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.secret.fmt(f)
     }
 }

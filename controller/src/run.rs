@@ -1,18 +1,17 @@
 //! Wires the watches, the index and the two controllers, and runs until it is told to stop.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum_server::Handle;
-use futures::{Stream, StreamExt};
-use kube::api::Api;
+use futures::{StreamExt, stream};
 use kube::runtime::controller::{Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource};
-use llmwarden_proto::access::LLMAccess;
-use llmwarden_proto::provider::LLMProvider;
+use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::{JoinError, JoinSet};
@@ -23,7 +22,7 @@ use crate::certificates::keep::Keeper;
 use crate::certificates::plan::Lifetimes;
 use crate::certificates::serving::{self, Serving};
 use crate::config::RunOptions;
-use crate::index::watch::{self, News, SharedIndex};
+use crate::index::watch::{self, News, SharedIndex, Watched};
 use crate::inject::serve::Webhook;
 use crate::instance::Instance;
 use crate::lease::Candidacy;
@@ -62,7 +61,6 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
     let index = SharedIndex::default();
     let metrics = Metrics::default();
     let listed = CancellationToken::new();
-    let exposition = Exposition::new(&metrics, index.clone());
     let mut parts = JoinSet::new();
     let serving = Arc::new(Serving::default());
     let (certificates, certificates_seen) = tokio::sync::watch::channel(None);
@@ -76,14 +74,10 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
             certificates,
         ));
     }
-    let (all_listed, certified) = (listed.clone(), serving.clone());
-    let waits_for = move || match (all_listed.is_cancelled(), certified.is_loaded() || !admits) {
-        (false, _) => Some("the first complete lists from the API server"),
-        (true, false) => Some("the webhook's certificate"),
-        (true, true) => None,
-    };
+    let waits_for = waits_for(listed.clone(), admits.then(|| serving.clone()));
+    let exposition = Exposition::new(&metrics, index.clone());
     parts.spawn(admin::serve(options.status, exposition, waits_for));
-    let mut pending = watch::start(&client, &index, &trusted, &served, admits, &mut parts);
+    let (mut pending, watched) = watch::start(&client, &index, &trusted, &served, admits, &mut parts);
     tokio::select! {
         all = pending.wait_for(|count| *count == 0) => { all.context("a watch ended")?; }
         ended = parts.join_next() => return part_ended(ended),
@@ -106,6 +100,7 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
     }
 
     let writer = Writer {
+        watched,
         accesses: Arc::new(access::reconcile::Context {
             client: client.clone(),
             index: index.clone(),
@@ -154,6 +149,21 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a controller that is not ready yet waits for.
+fn waits_for(
+    listed: CancellationToken,
+    serving: Option<Arc<Serving>>,
+) -> impl Fn() -> Option<&'static str> + Clone + Send + Sync + 'static {
+    move || {
+        let is_certified = serving.as_ref().is_none_or(|serving| serving.is_loaded());
+        match (listed.is_cancelled(), is_certified) {
+            (false, _) => Some("the first complete lists from the API server"),
+            (true, false) => Some("the webhook's certificate"),
+            (true, true) => None,
+        }
+    }
+}
+
 /// Writes whenever the Lease is held, until the stop.
 async fn lead(
     candidacy: &mut Candidacy,
@@ -178,7 +188,7 @@ async fn lead(
             tenure.cancel();
             std::future::pending::<()>().await;
         };
-        // A controller of kube's that is stopped before its first list is there waits for that for ever.
+        // A pass that hangs does not hold up the end.
         let overdue = async {
             tenure.cancelled().await;
             tokio::time::sleep(DRAIN).await;
@@ -205,6 +215,7 @@ fn part_ended(ended: Option<Result<anyhow::Result<()>, JoinError>>) -> anyhow::R
 
 /// What the holder of the Lease does.
 struct Writer {
+    watched: Watched,
     accesses: Arc<access::reconcile::Context>,
     providers: Arc<provider::Context>,
     refresher: Refresher,
@@ -214,21 +225,13 @@ struct Writer {
 impl Writer {
     /// Reconciles everything that there is, and then what changes, until the end of the tenure.
     async fn write(&self, tenure: &CancellationToken) {
-        let client = &self.accesses.client;
         let News {
             accesses: access_queue,
             providers: provider_queue,
             pods,
         } = self.accesses.index.subscribe();
-        let (reader, writer) = reflector::store();
-        let watched = watcher(Api::<LLMAccess>::all(client.clone()), watcher::Config::default())
-            // Who set which field is most of an object in memory, and nothing is decided by it.
-            .modify(|access| access.metadata.managed_fields = None)
-            .reflect(writer)
-            .applied_objects();
-        let accesses = Controller::for_stream(watched, reader)
+        let accesses = controller(&self.watched.accesses, access_queue)
             .with_config(Config::default().concurrency(CONCURRENCY))
-            .reconcile_on(queue(access_queue))
             .graceful_shutdown_on(tenure.clone().cancelled_owned())
             .run(
                 access::reconcile::reconcile,
@@ -236,15 +239,11 @@ impl Writer {
                 self.accesses.clone(),
             )
             .for_each(|_| std::future::ready(()));
-        let providers = Controller::new(
-            Api::<LLMProvider>::all(client.clone()),
-            watcher::Config::default(),
-        )
-        .with_config(Config::default().debounce(PROVIDER_DEBOUNCE))
-        .reconcile_on(queue(provider_queue))
-        .graceful_shutdown_on(tenure.clone().cancelled_owned())
-        .run(provider::reconcile, provider::on_error, self.providers.clone())
-        .for_each(|_| std::future::ready(()));
+        let providers = controller(&self.watched.providers, provider_queue)
+            .with_config(Config::default().debounce(PROVIDER_DEBOUNCE))
+            .graceful_shutdown_on(tenure.clone().cancelled_owned())
+            .run(provider::reconcile, provider::on_error, self.providers.clone())
+            .for_each(|_| std::future::ready(()));
         let certificates = async {
             if let Some(keeper) = &self.certificates {
                 keeper.keep(tenure).await;
@@ -259,13 +258,21 @@ impl Writer {
     }
 }
 
-fn queue<K: Resource<DynamicType = ()> + 'static>(
-    receiver: UnboundedReceiver<kube::runtime::reflector::ObjectRef<K>>,
-) -> impl Stream<Item = kube::runtime::reflector::ObjectRef<K>> + Send + 'static {
-    futures::stream::unfold(receiver, |mut receiver| async {
-        let next = receiver.recv().await?;
-        Some((next, receiver))
-    })
+/// A controller of what is watched already: it begins with all that there is, and goes on with what is queued.
+fn controller<K>(watched: &Store<K>, queue: UnboundedReceiver<ObjectRef<K>>) -> Controller<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let all = watched.state();
+    let all: Vec<_> = all
+        .iter()
+        .map(|object| ObjectRef::from_obj(object.as_ref()))
+        .collect();
+    let later = stream::unfold(queue, |mut queue| async {
+        let next = queue.recv().await?;
+        Some((next, queue))
+    });
+    Controller::for_stream(stream::pending(), watched.clone()).reconcile_on(stream::iter(all).chain(later))
 }
 
 fn stop_on_signal() -> anyhow::Result<CancellationToken> {

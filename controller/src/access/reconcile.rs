@@ -76,7 +76,7 @@ pub async fn reconcile(access: Arc<LLMAccess>, context: Arc<Context>) -> Result<
 async fn pass(access: Arc<LLMAccess>, context: &Context) -> Result<Action, ApplyError> {
     let now = Timestamp::now();
     if context.superseded.contains(&access, now) {
-        // Not for ever: a list that replaces what the watch brought gives no word of it.
+        // Not for ever: the watch may hang.
         return Ok(Action::requeue(OUT_OF_DATE_RETRY));
     }
     if rotation_requested(&access) && !master_is_current(&access, context).await? {

@@ -317,7 +317,7 @@ impl Kind for Arc<LLMProvider> {
     fn affects(index: &Index, key: &Key, _: &Self) -> Affected {
         Affected {
             accesses: index.accesses_using(&key.1).collect(),
-            // A provider's own controller watches it.
+            // It itself is looked at whatever of it changes.
             ..Affected::default()
         }
     }

@@ -1,17 +1,17 @@
 //! Feeds the index from watches, and tells the controllers what to reconcile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use kube::api::{Api, PartialObjectMeta};
 use kube::core::NamespaceResourceScope;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::reflector::ObjectRef;
-use kube::runtime::watcher::{Config, Event, watcher};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::runtime::{WatchStreamExt, reflector};
 use kube::{Client, Resource};
 use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::errors::{describe, describe_watch};
@@ -28,7 +28,7 @@ use super::master::Master;
 use super::offer::Offer;
 use super::pod::{Labelled, Unlabelled};
 use super::secret::ObservedSecret;
-use super::{Affected, Claim, Foreign, Health, Index, Key, Kind, Managed};
+use super::{Affected, Claim, Foreign, Health, Index, Key, Kind, Managed, access_ref};
 
 /// How often it is looked whether kagent has been installed.
 const LOOK_FOR_KAGENT: Duration = Duration::from_mins(1);
@@ -127,8 +127,16 @@ impl SharedIndex {
     }
 }
 
-/// Starts every watch. What is returned counts those that have not listed everything yet: nothing may be concluded from
-/// an absence before all have.
+/// What the controllers read whole, but for who set which field. The same watches feed the index.
+pub struct Watched {
+    /// All accesses.
+    pub accesses: Store<LLMAccess>,
+    /// All providers.
+    pub providers: Store<LLMProvider>,
+}
+
+/// Starts every watch. The first thing that is returned counts those that have not listed everything yet: nothing may be
+/// concluded from an absence before all have.
 pub fn start(
     client: &Client,
     index: &SharedIndex,
@@ -136,7 +144,7 @@ pub fn start(
     served_namespaces: &[String],
     injects: bool,
     tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> watch::Receiver<usize> {
+) -> (watch::Receiver<usize>, Watched) {
     // Secrets and pods are watched only where they may be read.
     let scopes = match served_namespaces {
         [] => vec![None],
@@ -148,12 +156,12 @@ pub fn start(
     let done = move || pending.send_modify(|count| *count -= 1);
 
     let feed = index.clone();
-    tasks.spawn(drive(
-        Api::<LLMProvider>::all(client.clone()),
-        Config::default(),
+    let (providers, events) = keep_whole::<LLMProvider>(client);
+    tasks.spawn(follow(
+        events,
         done.clone(),
         Arc::<LLMProvider>::new,
-        move |change| feed_kind(&feed, change, |_| true),
+        move |change| feed_provider(&feed, change),
     ));
 
     let feed = index.clone();
@@ -166,13 +174,10 @@ pub fn start(
     ));
 
     let feed = index.clone();
-    tasks.spawn(drive(
-        Api::<LLMAccess>::all(client.clone()),
-        Config::default(),
-        done.clone(),
-        Seen::from,
-        move |change| feed_access(&feed, change),
-    ));
+    let (accesses, events) = keep_whole::<LLMAccess>(client);
+    tasks.spawn(follow(events, done.clone(), Seen::from, move |change| {
+        feed_access(&feed, change);
+    }));
 
     let ours = format!("{}={}", names::MANAGED_BY_LABEL, names::MANAGED_BY);
     let not_ours = format!("{}!={}", names::MANAGED_BY_LABEL, names::MANAGED_BY);
@@ -238,7 +243,20 @@ pub fn start(
             move |change| feed_kind(&feed, change, &within),
         ));
     }
-    listed
+    (listed, Watched { accesses, providers })
+}
+
+/// Watches what is kept whole.
+fn keep_whole<K>(client: &Client) -> (Store<K>, impl Stream<Item = watcher::Result<Event<K>>> + use<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let (store, kept) = reflector::store();
+    let events = watcher(Api::<K>::all(client.clone()), Config::default())
+        // Who set which field is most of an object in memory, and nothing is decided by it.
+        .modify(|object| object.meta_mut().managed_fields = None)
+        .reflect(kept);
+    (store, events)
 }
 
 /// What is in one namespace, or in all.
@@ -341,44 +359,84 @@ impl From<LLMAccess> for Seen {
 
 fn feed_access(feed: &SharedIndex, change: Change<Seen>) {
     match change {
-        Change::Apply(key, seen) => {
-            feed.update(|index| index.apply(&key, seen.health));
-            feed.update(|index| index.apply(&key, seen.offer));
-            feed.update(|index| index.apply(&key, seen.claim));
-        }
-        Change::Delete(key) => {
-            feed.update(|index| index.delete::<Health>(&key));
-            feed.update(|index| index.delete::<Arc<Offer>>(&key));
-            feed.update(|index| index.delete::<Claim>(&key));
-        }
+        Change::Apply(key, seen) => feed.update(|index| {
+            let mut affected = index.apply(&key, seen.health);
+            affected.merge(index.apply(&key, seen.offer));
+            affected.merge(index.apply(&key, seen.claim));
+            affected.accesses.insert(access_ref(&key));
+            affected
+        }),
+        Change::Delete(key) => feed.update(|index| {
+            let mut affected = index.delete::<Health>(&key);
+            affected.merge(index.delete::<Arc<Offer>>(&key));
+            affected.merge(index.delete::<Claim>(&key));
+            affected
+        }),
         Change::Reset(all) => {
+            let listed: HashSet<_> = all.keys().map(access_ref).collect();
             let (mut health, mut offers, mut claims) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
             for (key, seen) in all {
                 health.insert(key.clone(), seen.health);
                 offers.insert(key.clone(), seen.offer);
                 claims.insert(key, seen.claim);
             }
-            feed.update(|index| index.reset::<Health>(|_| true, health));
-            feed.update(|index| index.reset::<Arc<Offer>>(|_| true, offers));
-            feed.update(|index| index.reset::<Claim>(|_| true, claims));
+            feed.update(|index| {
+                let mut affected = index.reset::<Health>(|_| true, health);
+                affected.merge(index.reset::<Arc<Offer>>(|_| true, offers));
+                affected.merge(index.reset::<Claim>(|_| true, claims));
+                affected.accesses.extend(listed);
+                affected
+            });
         }
     }
 }
 
-/// Feeds what is to be remembered of each object: whole ones are not kept, not even those of a list.
+/// Whatever changes of a provider is looked at, also its status, which the index does not remember.
+fn feed_provider(feed: &SharedIndex, change: Change<Arc<LLMProvider>>) {
+    let provider = |key: &Key| ObjectRef::new(&key.1);
+    feed.update(|index| match change {
+        Change::Apply(key, entry) => {
+            let mut affected = index.apply(&key, entry);
+            affected.providers.insert(provider(&key));
+            affected
+        }
+        Change::Delete(key) => index.delete::<Arc<LLMProvider>>(&key),
+        Change::Reset(all) => {
+            let listed: Vec<_> = all.keys().map(provider).collect();
+            let mut affected = index.reset(|_| true, all);
+            affected.providers.extend(listed);
+            affected
+        }
+    });
+}
+
+/// Watches objects of which the index alone remembers anything: whole ones are not kept, not even those of a list.
 async fn drive<K, E>(
     api: Api<K>,
     config: Config,
     listed: impl FnOnce(),
     entry: impl Fn(K) -> E,
-    mut feed: impl FnMut(Change<E>),
+    feed: impl FnMut(Change<E>),
 ) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
+    follow(watcher(api, config), listed, entry, feed).await
+}
+
+/// Feeds what the index is to remember of each object.
+async fn follow<K, E>(
+    events: impl Stream<Item = watcher::Result<Event<K>>>,
+    listed: impl FnOnce(),
+    entry: impl Fn(K) -> E,
+    mut feed: impl FnMut(Change<E>),
+) -> anyhow::Result<()>
+where
+    K: Resource<DynamicType = ()>,
+{
     let mut listed = Some(listed);
     let mut list = BTreeMap::new();
-    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut events = std::pin::pin!(events.default_backoff());
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Init) => list.clear(),

@@ -92,7 +92,6 @@ pub async fn reconcile(provider: Arc<LLMProvider>, context: Arc<Context>) -> Res
     if provider.status.as_ref() != Some(&status) {
         let mut object = provider.as_ref().clone();
         object.status = Some(status);
-        object.metadata.managed_fields = None;
         let api: Api<LLMProvider> = Api::all(context.client.clone());
         let name = provider.name_any();
         let params = PostParams::default();

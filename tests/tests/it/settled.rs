@@ -107,8 +107,8 @@ async fn await_provider(tenant: &Tenant) {
     .await;
 }
 
-/// How many watches a controller has: seven for its index, and one for each of the two kinds that it reconciles.
-const WATCHES: usize = 9;
+/// How many watches a controller has that serves no pods.
+const WATCHES: usize = 7;
 
 /// Makes every watch of the controller behind the proxy list anew, and go on from there.
 async fn relist(proxy: &ApiProxy) {

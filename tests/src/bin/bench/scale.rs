@@ -1,6 +1,6 @@
 //! How many accesses the controller carries: until all are Ready, until new master keys have reached all, and until a
-//! restart has looked at all. Next to it a raw client that writes the same objects in a plain loop, on a control plane
-//! just like it.
+//! restart has looked at all. Next to it a raw client that writes what the controller wrote in a plain loop, on a control
+//! plane just like it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -10,15 +10,14 @@ use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use k8s_openapi::api::events::v1::Event;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
-use llmwarden_proto::access::LLMAccess;
-use llmwarden_proto::names;
+use llmwarden_proto::access::{LLMAccess, LLMAccessStatus};
 use llmwarden_proto::provider::LLMProvider;
 use llmwarden_tests::installation::{ACCOUNT, ENABLED_LABEL, SYSTEM};
 use llmwarden_tests::{Installation, Signal, try_eventually};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::figures::{Weight, median};
@@ -42,10 +41,17 @@ pub struct Scale {
     rotate: Step,
     /// Requests that write, by what they are, for each access: provisioning, and one rotation.
     writes_per_access: [Writes<f64>; 2],
-    /// Until a restarted controller has looked at everything, in seconds.
-    restart_s: f64,
-    /// Writes after that, over the restart.
-    restart_writes: u64,
+    restart: Restart,
+}
+
+/// A restart of the controller with everything in place.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Restart {
+    /// Until it has looked at everything.
+    seconds: f64,
+    /// Writes for that.
+    writes: u64,
     controller_kib: u64,
 }
 
@@ -104,11 +110,11 @@ impl Scale {
                 &self.writes_per_access[1]
             ),
             "restart, until everything was looked at",
-            self.restart_s,
+            self.restart.seconds,
             "restart, writes",
-            self.restart_writes,
+            self.restart.writes,
             "controller, memory afterwards",
-            self.controller_kib
+            self.restart.controller_kib
         )
     }
 }
@@ -119,34 +125,79 @@ pub async fn measure(accesses: usize) -> Result<Scale> {
     let rounds = if accesses > FEW { 1 } else { ROUNDS };
     let mut steps: [Vec<[f64; 2]>; 2] = Default::default();
     loop {
-        eprintln!("{accesses} accesses: raw");
-        let mut field = Field::start(accesses, &[]).await?;
-        let raw = [field.write_raw(0).await?, field.write_raw(1).await?];
-        drop(field);
         eprintln!("{accesses} accesses: controller");
         let field = Field::start(accesses, &[]).await?;
-        let Controlled { times, writes } = field.control().await?;
-        for ((steps, controller), raw) in steps.iter_mut().zip(times).zip(raw) {
-            steps.push([controller, raw]);
+        let controlled = field.control().await?;
+        let is_last = steps[0].len() + 1 == rounds;
+        let restart = if is_last {
+            Some(field.restart().await?)
+        } else {
+            None
+        };
+        drop(field);
+        eprintln!("{accesses} accesses: raw");
+        let mut field = Field::start(accesses, &[]).await?;
+        let each = controlled.times.iter().zip(&controlled.samples);
+        for (step, (controller, sample)) in steps.iter_mut().zip(each) {
+            step.push([*controller, field.write_raw(sample).await?]);
         }
-        if steps[0].len() == rounds {
+        if let Some(restart) = restart {
             let [provision, rotate] = steps.map(|rounds| Step::of(&rounds));
-            return field.restart(provision, rotate, writes).await;
+            return Ok(Scale {
+                accesses,
+                provision,
+                rotate,
+                writes_per_access: controlled.writes,
+                restart,
+            });
         }
     }
 }
 
-/// What the controller took to provision and to rotate all, and what it wrote.
+/// What the controller took to provision and to rotate all, and what it wrote for that.
 struct Controlled {
     times: [f64; 2],
-    writes: [Writes<u64>; 2],
+    writes: [Writes<f64>; 2],
+    samples: [Sample; 2],
+}
+
+/// What the controller wrote for the first access in one step, as text, and the access's UID in it.
+struct Sample {
+    text: String,
+    uid: String,
+}
+
+/// What is written for one access in one step.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    secrets: Vec<Secret>,
+    status: LLMAccessStatus,
+    event: Event,
+}
+
+impl Sample {
+    /// The same for another access.
+    fn of(&self, access: &LLMAccess) -> Result<Written> {
+        let text = self
+            .text
+            .replace(&name(0), &access.name_any())
+            .replace(&namespace(0), &access.namespace().unwrap_or_default())
+            .replace(&self.uid, &access.uid().unwrap_or_default());
+        Ok(serde_json::from_str(&text)?)
+    }
+}
+
+/// An access, and its Secrets once there are any.
+struct Known {
+    access: LLMAccess,
+    secrets: Vec<Secret>,
 }
 
 /// A control plane with providers, master keys and accesses, and no controller yet.
 pub struct Field {
     pub llmwarden: Installation,
     pub client: Client,
-    accesses: Vec<LLMAccess>,
+    accesses: Vec<Known>,
 }
 
 impl Field {
@@ -170,7 +221,11 @@ impl Field {
         }
         let created = futures::stream::iter(0..accesses).map(|number| {
             let api = Api::<LLMAccess>::namespaced(client.clone(), &namespace(number));
-            async move { create(&api, access_object(number)).await }
+            async move {
+                let access = create(&api, access_object(number)).await?;
+                let secrets = Vec::new();
+                anyhow::Ok(Known { access, secrets })
+            }
         });
         let accesses = created.buffer_unordered(CONCURRENCY).try_collect().await?;
         Ok(Self {
@@ -188,56 +243,100 @@ impl Field {
         self.await_delivered(0).await?;
         let provision = begun.elapsed().as_secs_f64();
         let provisioned = self.writes().await?;
+        let first = self.sample().await?;
 
         let begun = Instant::now();
         self.set_master_keys(1).await?;
         self.await_delivered(1).await?;
         let rotate = begun.elapsed().as_secs_f64();
         let rotated = self.writes().await?;
+        let second = self.sample().await?;
+        #[expect(clippy::cast_precision_loss, reason = "some ten thousands")]
+        let each = |writes: Writes<u64>| {
+            let all = writes.into_iter();
+            all.map(|(kind, count)| (kind, count as f64 / self.accesses.len() as f64))
+                .collect()
+        };
         Ok(Controlled {
             times: [provision, rotate],
-            writes: [between(&before, &provisioned), between(&provisioned, &rotated)],
+            writes: [between(&before, &provisioned), between(&provisioned, &rotated)].map(each),
+            samples: [first, second],
         })
     }
 
-    /// Starts the controller once more, and puts everything together.
-    async fn restart(&self, provision: Step, rotate: Step, writes: [Writes<u64>; 2]) -> Result<Scale> {
+    /// What was written last for the first access.
+    async fn sample(&self) -> Result<Sample> {
+        let (client, name, namespace) = (self.client.clone(), name(0), namespace(0));
+        let access = Api::<LLMAccess>::namespaced(client.clone(), &namespace)
+            .get(&name)
+            .await?;
+        let api = Api::<Secret>::namespaced(client.clone(), &namespace);
+        let mut secrets = Vec::new();
+        for name in [access.spec.secret_name.clone(), access.companion_name()] {
+            secrets.push(api.get(&name).await?);
+        }
+        let events = Api::<Event>::namespaced(client, &namespace);
+        let events = events.list(&ListParams::default()).await?.items.into_iter();
+        let own = events.filter(|event| {
+            let about = event.regarding.as_ref();
+            about.is_some_and(|about| about.name.as_ref() == Some(&name))
+        });
+        let mut event = own
+            .max_by_key(|event| event.event_time.clone())
+            .context("there was no event")?;
+        for metadata in secrets
+            .iter_mut()
+            .map(|secret| &mut secret.metadata)
+            .chain([&mut event.metadata])
+        {
+            (metadata.uid, metadata.resource_version) = (None, None);
+            (metadata.creation_timestamp, metadata.managed_fields) = (None, None);
+        }
+        let uid = access.uid().context("it has a UID")?;
+        let written = Written {
+            secrets,
+            status: access.status.context("it has a status")?,
+            event,
+        };
+        let text = serde_json::to_string(&written)?;
+        Ok(Sample { text, uid })
+    }
+
+    /// Starts the controller once more.
+    async fn restart(&self) -> Result<Restart> {
         self.llmwarden.stop_controller(Signal::SIGTERM).await?;
         let settled = self.writes().await?;
         let begun = Instant::now();
         self.llmwarden.start_controller().await?;
         self.await_passes().await?;
-        let restart_s = begun.elapsed().as_secs_f64();
-        let restart_writes = between(&settled, &self.writes().await?).values().sum();
+        let seconds = begun.elapsed().as_secs_f64();
         let pid = self.llmwarden.controller_pid().context("it runs")?;
-        let accesses = self.accesses.len();
-        #[expect(clippy::cast_precision_loss, reason = "some ten thousands")]
-        let each = |writes: Writes<u64>| {
-            let all = writes.into_iter();
-            all.map(|(kind, count)| (kind, count as f64 / accesses as f64))
-                .collect()
-        };
-        Ok(Scale {
-            accesses,
-            provision,
-            rotate,
-            writes_per_access: writes.map(each),
-            restart_s,
-            restart_writes,
+        Ok(Restart {
+            seconds,
+            writes: between(&settled, &self.writes().await?).values().sum(),
             controller_kib: Weight::resident("controller", pid)?.kib(),
         })
     }
 
-    /// Writes what the controller would, in the same order (both Secrets, the status, the event), under the same eyes and
-    /// as the same service account: what its rights and the policies on it cost the API server is the same.
-    async fn write_raw(&mut self, round: usize) -> Result<f64> {
+    /// Writes what the controller wrote, in the same order (both Secrets, the event, the status), under the same
+    /// preconditions and eyes, and as the same service account: what its rights and the policies on it cost the API server
+    /// is the same.
+    async fn write_raw(&mut self, sample: &Sample) -> Result<f64> {
         let client = self.llmwarden.client_for(SYSTEM, ACCOUNT).await?;
+        let all = self
+            .accesses
+            .iter()
+            .map(|known| Ok((known, sample.of(&known.access)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let rotations = all
+            .first()
+            .map_or(0, |(_, written)| written.status.history.len() - 1);
         let begun = Instant::now();
-        let writes = futures::stream::iter(&self.accesses)
-            .map(|access| write_one(&client, access, round))
+        let writes = futures::stream::iter(all)
+            .map(|(known, written)| write_one(&client, known, written))
             .buffer_unordered(CONCURRENCY)
             .try_collect::<Vec<_>>();
-        let (written, ()) = tokio::try_join!(writes, self.await_delivered(round))?;
+        let (written, ()) = tokio::try_join!(writes, self.await_delivered(rotations))?;
         let took = begun.elapsed().as_secs_f64();
         self.accesses = written;
         Ok(took)
@@ -253,7 +352,8 @@ impl Field {
 
     /// Waits until every access is Ready and has had `rotations` new keys.
     pub async fn await_delivered(&self, rotations: usize) -> Result<()> {
-        let mut waiting: BTreeSet<_> = self.accesses.iter().map(ResourceExt::name_any).collect();
+        let all = self.accesses.iter();
+        let mut waiting: BTreeSet<_> = all.map(|known| known.access.name_any()).collect();
         let api = Api::<LLMAccess>::all(self.client.clone());
         let mut changes = pin!(watcher(api, watcher::Config::default()).applied_objects());
         while !waiting.is_empty() {
@@ -310,26 +410,31 @@ impl Field {
     }
 }
 
-async fn write_one(client: &Client, access: &LLMAccess, round: usize) -> Result<LLMAccess> {
-    let namespace = access.namespace().unwrap_or_default();
-    let secrets = Api::<Secret>::namespaced(client.clone(), &namespace);
-    for name in [access.spec.secret_name.clone(), access.companion_name()] {
-        let secret = secret_object(access, &name, round)?;
-        if round == 0 {
-            secrets.create(&PostParams::default(), &secret).await?;
-        } else {
-            secrets.replace(&name, &PostParams::default(), &secret).await?;
-        }
+async fn write_one(client: &Client, known: &Known, written: Written) -> Result<Known> {
+    let namespace = known.access.namespace().unwrap_or_default();
+    let api = Api::<Secret>::namespaced(client.clone(), &namespace);
+    let mut secrets = Vec::new();
+    for (index, mut secret) in written.secrets.into_iter().enumerate() {
+        secrets.push(match known.secrets.get(index) {
+            None => api.create(&PostParams::default(), &secret).await?,
+            Some(present) => {
+                secret.metadata.uid = present.uid();
+                secret.metadata.resource_version = present.resource_version();
+                api.replace(&present.name_any(), &PostParams::default(), &secret)
+                    .await?
+            }
+        });
     }
-    let api = Api::<LLMAccess>::namespaced(client.clone(), &namespace);
-    let mut changed = access.clone();
-    changed.status = Some(serde_json::from_value(status_object(round))?);
-    let written = api
-        .replace_status(&access.name_any(), &PostParams::default(), &changed)
-        .await?;
     let events = Api::<Event>::namespaced(client.clone(), &namespace);
-    create(&events, event_object(access, round)).await?;
-    Ok(written)
+    events.create(&PostParams::default(), &written.event).await?;
+    let api = Api::<LLMAccess>::namespaced(client.clone(), &namespace);
+    let mut changed = known.access.clone();
+    changed.status = Some(written.status);
+    changed.metadata.managed_fields = None;
+    let access = api
+        .replace_status(&known.access.name_any(), &PostParams::default(), &changed)
+        .await?;
+    Ok(Known { access, secrets })
 }
 
 /// What was written between two moments.
@@ -365,6 +470,10 @@ where
     Ok(api
         .create(&PostParams::default(), &serde_json::from_value(object)?)
         .await?)
+}
+
+fn name(number: usize) -> String {
+    format!("agent-{number}")
 }
 
 /// Where an access is.
@@ -405,88 +514,13 @@ fn access_object(number: usize) -> Value {
     json!({
         "apiVersion": "llmwarden.io/v1alpha1",
         "kind": "LLMAccess",
-        "metadata": { "name": format!("agent-{number}") },
+        "metadata": { "name": name(number) },
         "spec": {
             "providerRef": { "name": provider(number) },
             "models": ["claude-sonnet-4-6"],
-            "secretName": format!("agent-{number}-key"),
-            "workloadSelector": { "matchLabels": { "agent": format!("agent-{number}") } },
+            "secretName": format!("{}-key", name(number)),
+            "workloadSelector": { "matchLabels": { "agent": name(number) } },
             "injection": { "env": [{ "name": "ANTHROPIC_API_KEY", "secretKey": "apiKey" }] },
         },
-    })
-}
-
-/// As large as what the controller writes.
-fn secret_object(access: &LLMAccess, name: &str, round: usize) -> Result<Secret> {
-    let mut data = BTreeMap::from([(names::API_KEY, key(0, round))]);
-    if name == access.companion_name() {
-        data.insert(
-            names::PLACEHOLDER,
-            format!("sk-llmwarden-{}", "0123456789abcdef".repeat(2)),
-        );
-        let document = json!({
-            "schema": 1, "version": 1_700_000_000_000_u64 + round as u64, "state": "active",
-            "issuedAt": "2026-01-01T00:00:00.000Z", "keys": ["apiKey"],
-            "upstream": {
-                "provider": "anthropic", "baseUrl": "https://api.anthropic.com",
-                "auth": { "header": "x-api-key" }, "models": ["claude-sonnet-4-6"],
-            },
-        });
-        data.insert(names::LIVE_JSON, document.to_string());
-    }
-    Ok(serde_json::from_value(json!({
-        "metadata": {
-            "name": name,
-            "labels": { names::MANAGED_BY_LABEL: names::MANAGED_BY },
-            "ownerReferences": [{
-                "apiVersion": "llmwarden.io/v1alpha1", "kind": "LLMAccess", "controller": true,
-                "blockOwnerDeletion": true, "name": access.name_any(), "uid": access.uid(),
-            }],
-        },
-        "type": "Opaque",
-        "stringData": data,
-    }))?)
-}
-
-fn status_object(round: usize) -> Value {
-    let time = "2026-01-01T00:00:00Z";
-    let condition = |kind: &str, status: &str, reason: &str, message: &str| {
-        json!({
-            "type": kind, "status": status, "reason": reason, "message": message,
-            "lastTransitionTime": time, "observedGeneration": 1,
-        })
-    };
-    let holds = "Secret agent-0000-key and its companion hold version 1700000000000";
-    let entry = |version: usize| json!({ "version": version, "time": time, "trigger": "MasterChanged", "keyId": "0123456789ab" });
-    json!({
-        "conditions": [
-            condition("Ready", "True", "Provisioned", holds),
-            condition("CredentialProvisioned", "True", "Provisioned", holds),
-            condition("RotationOverdue", "False", "RotationScheduled", "a new master key is due at 2026-02-01T00:00:00Z"),
-        ],
-        "secretRef": { "name": "agent-0000-key" },
-        "credentialVersion": 1_700_000_000_000_u64,
-        "lastRotation": time,
-        "nextRotation": time,
-        "provisionedModels": ["claude-sonnet-4-6"],
-        "observedGeneration": 1,
-        "history": (0..=round).map(entry).collect::<Vec<_>>(),
-    })
-}
-
-fn event_object(access: &LLMAccess, round: usize) -> Value {
-    json!({
-        "metadata": { "name": format!("{}.{round}", access.name_any()) },
-        "action": "Reconcile-01020304",
-        "eventTime": "2026-01-01T00:00:00.000000Z",
-        "note": "the master key changed: Secret agent-0000-key and its companion hold the new key",
-        "reason": "Rotated",
-        "type": "Normal",
-        "regarding": {
-            "apiVersion": "llmwarden.io/v1alpha1", "kind": "LLMAccess", "name": access.name_any(),
-            "namespace": access.namespace(), "uid": access.uid(), "resourceVersion": access.resource_version(),
-        },
-        "reportingController": "llmwarden-controller",
-        "reportingInstance": "llmwarden-controller",
     })
 }

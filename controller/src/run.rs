@@ -8,7 +8,6 @@ use anyhow::Context as _;
 use axum_server::Handle;
 use futures::{StreamExt, stream};
 use kube::runtime::controller::{Config, Controller};
-use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
@@ -18,6 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::access::recorders::Recorders;
 use crate::certificates::keep::Keeper;
 use crate::certificates::plan::Lifetimes;
 use crate::certificates::serving::{self, Serving};
@@ -111,7 +111,7 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
                 instance,
                 injects: admits.then_some(scope),
             },
-            recorder: Recorder::new(client.clone(), Reporter::from("llmwarden-controller")),
+            recorders: Recorders::new(&client),
             told: access::told::Told::default(),
             folding: access::folding::Folding::default(),
             superseded: access::superseded::Superseded::default(),

@@ -4,16 +4,15 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
+use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::runtime::events::{Event, EventType, Recorder};
-use kube::{Resource, ResourceExt};
 use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::errors::describe;
 use llmwarden_proto::names;
 use tracing::info;
 
 use super::desired::DesiredSecret;
-use super::plan::{EventNote, Plan, Write};
+use super::plan::{Plan, Write};
 use crate::index::secret::ObservedSecret;
 use crate::metrics::Metrics;
 
@@ -205,25 +204,4 @@ pub async fn remove_rotation_request(client: &Client, access: &LLMAccess) -> Res
         Err(kube::Error::Api(status)) if status.code == 422 || status.is_not_found() => Ok(false),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Publishes an event about an object. What has the same action is folded into one.
-pub async fn publish<K: Resource<DynamicType = ()>>(
-    recorder: &Recorder,
-    about: &K,
-    note: &EventNote,
-    action: String,
-) -> kube::Result<()> {
-    let event = Event {
-        type_: if note.warning {
-            EventType::Warning
-        } else {
-            EventType::Normal
-        },
-        reason: note.reason.as_str().to_owned(),
-        note: Some(note.message.clone()),
-        action,
-        secondary: None,
-    };
-    recorder.publish(&event, &about.object_ref(&())).await
 }

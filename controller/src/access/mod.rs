@@ -11,6 +11,7 @@ pub mod pods;
 pub mod promises;
 pub mod recent;
 pub mod reconcile;
+pub mod recorders;
 pub mod status;
 pub mod superseded;
 pub mod told;

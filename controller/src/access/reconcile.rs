@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
 use kube::runtime::controller::Action;
-use kube::runtime::events::Recorder;
 use kube::{Client, ResourceExt};
 use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::reason::Reason;
@@ -19,6 +18,7 @@ use super::asked::requested_by;
 use super::folding::Folding;
 use super::observe::{Observation, rotation_requested};
 use super::plan::{EventNote, Plan, Settings, plan, refused};
+use super::recorders::Recorders;
 use super::superseded::Superseded;
 use super::told::Told;
 use crate::index::watch::SharedIndex;
@@ -51,7 +51,7 @@ pub struct Context {
     /// Flags and the instance secret.
     pub settings: Settings,
     /// Where events go.
-    pub recorder: Recorder,
+    pub recorders: Recorders,
     /// What is counted.
     pub metrics: Metrics,
     /// Which of them went there.
@@ -175,7 +175,7 @@ async fn publish(context: &Context, access: &LLMAccess, event: &EventNote) -> bo
     let action = context
         .folding
         .action(&access.uid().unwrap_or_default(), event, Timestamp::now());
-    let published = apply::publish(&context.recorder, access, event, action);
+    let published = context.recorders.publish(access, event, action);
     let outcome = match tokio::time::timeout(EVENT_PATIENCE, published).await {
         Ok(outcome) => outcome.map_err(|error| error.to_string()),
         Err(_) => Err("no answer in time".to_owned()),

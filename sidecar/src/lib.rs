@@ -5,6 +5,7 @@
 //! store holds, [`files`] and the [`endpoint`] hand out; [`status`] says how that goes.
 
 mod client;
+mod compare;
 pub mod config;
 pub mod endpoint;
 pub mod files;

@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::proxy::live_key::LiveKey;
 use delivered::etag;
 pub use delivered::{Delivered, Live};
 
@@ -100,9 +101,15 @@ impl Held {
     /// In proxy mode, if it has no placeholder: the key is never handed out in its place.
     pub fn of(companion: Companion, mode: &Mode) -> Result<Self, NoPlaceholder> {
         let (placeholder, previous) = (companion.placeholder.clone(), companion.previous_api_key.clone());
+        let upstream = companion.delivery.upstream.as_ref();
+        let auth = upstream.map(|upstream| upstream.auth.clone());
+        let live = |key| LiveKey::new(key, auth.as_ref());
         Self::with(companion, mode, |key| match mode {
             Mode::Direct => Some((key, None)),
-            Mode::Proxy(_) => Some((placeholder?, Some(Live { key, previous }))),
+            Mode::Proxy(_) => {
+                let (key, previous) = (live(key), previous.map(live));
+                Some((placeholder?, Some(Live { key, previous })))
+            }
         })
         .ok_or(NoPlaceholder)
     }

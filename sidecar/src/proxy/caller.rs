@@ -7,9 +7,10 @@ use hyper::header::{COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZAT
 use llmwarden_proto::names;
 use llmwarden_proto::profile::AuthHeader;
 use secrecy::{ExposeSecret, SecretString};
-use subtle::{Choice, ConstantTimeEq};
+use subtle::Choice;
 
 use super::query::parameters;
+use crate::compare::same;
 
 /// What is shorter, and begins as no key does, was made up to satisfy an SDK.
 const SHORTEST_KEY: usize = 20;
@@ -101,7 +102,7 @@ impl<'a> Verdict<'a> {
         if sent.is_empty() || self.expected.is_empty() {
             return;
         }
-        self.matches |= sent.ct_eq(self.expected);
+        self.matches |= same(sent, self.expected);
         let ours = sent.starts_with(names::PLACEHOLDER_PREFIX.as_bytes());
         let real = !ours && (sent.len() >= SHORTEST_KEY || sent.starts_with(b"sk-"));
         match self.worst {

@@ -9,16 +9,15 @@ use http_body_util::BodyExt;
 use hyper::header::{HeaderMap, HeaderName};
 use hyper::{Method, Request, Response, Uri};
 use llmwarden_proto::delivery::Upstream;
-use secrecy::{ExposeSecret, SecretString};
-use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::account::Exchange;
 use super::body::{Inbound, Inspection, Outbound, Refused};
+use super::dead_key;
+use super::live_key::LiveKey;
 use super::refusal::Refusal;
 use super::upstream::Provider;
-use super::{dead_key, headers};
 use crate::client::Received;
 use crate::store::{Delivered, Held, Slot};
 
@@ -108,7 +107,7 @@ impl Forward<'_> {
             let body = Outbound::held(&data, trailers.as_ref());
             let response = self.send(&head, &key, body, None).await?;
             if let Some(answered) = self.judge(response).await? {
-                let is_live = delivered.live().is_some_and(|live| same(&live.key, &key));
+                let is_live = delivered.live().is_some_and(|live| live.key.is(&key));
                 if answered.response.status().is_success() && is_live {
                     delivered.trust();
                 }
@@ -135,7 +134,7 @@ impl Forward<'_> {
     async fn send(
         &self,
         head: &Head,
-        key: &SecretString,
+        key: &LiveKey,
         body: Outbound,
         refused: Option<&Refused>,
     ) -> Result<Response<Received<Outbound>>, Refusal> {
@@ -143,8 +142,8 @@ impl Forward<'_> {
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = head.uri.clone();
         *request.headers_mut() = head.headers.clone();
-        let key = headers::authorization(&self.upstream.auth, key).map_err(|_| Refusal::NoUpstream)?;
-        request.headers_mut().insert(head.auth.clone(), key);
+        let key = key.header().ok_or(Refusal::NoUpstream)?;
+        request.headers_mut().insert(head.auth.clone(), key.clone());
         match tokio::time::timeout(HEAD_TIMEOUT, self.provider.client.send(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
@@ -193,7 +192,7 @@ impl Forward<'_> {
 
     /// A key other than the dead ones: that of a newer version, else the one before. Without any, the next version is awaited
     /// unless that was in vain before: somebody is about to replace the key.
-    async fn other_key(&mut self, dead: &[SecretString]) -> Option<(SecretString, Arc<Delivered>)> {
+    async fn other_key(&mut self, dead: &[LiveKey]) -> Option<(LiveKey, Arc<Delivered>)> {
         if let Some(other) = other_than(dead, &self.slot.borrow_and_update()) {
             return Some(other);
         }
@@ -210,17 +209,12 @@ impl Forward<'_> {
     }
 }
 
-fn other_than(dead: &[SecretString], slot: &Slot) -> Option<(SecretString, Arc<Delivered>)> {
+fn other_than(dead: &[LiveKey], slot: &Slot) -> Option<(LiveKey, Arc<Delivered>)> {
     let Held::Active(delivered) = &slot.held else {
         return None;
     };
     let live = delivered.live()?;
     let mut keys = Some(&live.key).into_iter().chain(&live.previous);
-    let key = keys.find(|key| dead.iter().all(|dead| !same(dead, key)))?;
+    let key = keys.find(|key| dead.iter().all(|dead| !dead.is(key)))?;
     Some((key.clone(), delivered.clone()))
-}
-
-fn same(one: &SecretString, other: &SecretString) -> bool {
-    let (one, other) = (one.expose_secret(), other.expose_secret());
-    one.as_bytes().ct_eq(other.as_bytes()).into()
 }

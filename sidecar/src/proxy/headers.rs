@@ -2,12 +2,8 @@
 
 use hyper::HeaderMap;
 use hyper::header::{
-    ACCEPT_ENCODING, CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, InvalidHeaderValue, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
-use llmwarden_proto::profile::AuthHeader;
-use secrecy::zeroize::Zeroizing;
-use secrecy::{ExposeSecret, SecretString};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -63,22 +59,8 @@ pub fn outbound(headers: &mut HeaderMap) {
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
 }
 
-/// The value of the header that carries the key, which is shown to nobody else.
-pub fn authorization(auth: &AuthHeader, key: &SecretString) -> Result<HeaderValue, InvalidHeaderValue> {
-    let key = key.expose_secret();
-    let text = match &auth.scheme {
-        Some(scheme) => Zeroizing::new(format!("{scheme} {key}")),
-        None => Zeroizing::new(key.to_owned()),
-    };
-    let mut value = HeaderValue::from_str(&text)?;
-    value.set_sensitive(true);
-    Ok(value)
-}
-
 #[cfg(test)]
 mod tests {
-    use llmwarden_proto::profile::ProviderKind;
-
     use super::*;
 
     fn headers(all: &[(&str, &str)]) -> HeaderMap {
@@ -132,16 +114,5 @@ mod tests {
             ("anthropic-version", "2023-06-01"),
         ]);
         assert_eq!(all, expected);
-    }
-
-    #[test]
-    fn the_key_is_sent_as_the_provider_wants_it_and_shown_to_nobody() {
-        let key = SecretString::from("sk-test-1");
-        let bearer = authorization(&ProviderKind::Openai.auth_header(), &key).expect("a value");
-        assert_eq!(bearer, "Bearer sk-test-1");
-        let plain = authorization(&ProviderKind::Anthropic.auth_header(), &key).expect("a value");
-        assert_eq!(plain, "sk-test-1");
-        assert!(!format!("{bearer:?} {plain:?}").contains("sk-test"));
-        assert!(authorization(&ProviderKind::Openai.auth_header(), &"a\nb".into()).is_err());
     }
 }

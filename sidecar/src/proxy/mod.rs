@@ -12,6 +12,7 @@ pub mod dead_key;
 mod forward;
 pub mod headers;
 pub mod json;
+pub mod live_key;
 pub mod models;
 pub mod query;
 pub mod refusal;

@@ -10,6 +10,8 @@ use jiff::Timestamp;
 use llmwarden_proto::delivery::{Delivery, SCHEMA, State, Upstream};
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::proxy::live_key::LiveKey;
+
 /// Features this sidecar knows, as a companion's `requires` names them.
 const FEATURES: &[&str] = &["proxy"];
 
@@ -32,9 +34,9 @@ pub struct Delivered {
 #[derive(Debug)]
 pub struct Live {
     /// The key of this version.
-    pub key: SecretString,
+    pub key: LiveKey,
     /// The one before, while it is still valid.
-    pub previous: Option<SecretString>,
+    pub previous: Option<LiveKey>,
 }
 
 impl Delivered {

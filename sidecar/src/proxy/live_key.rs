@@ -1,0 +1,81 @@
+//! A provider's key as it is sent.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::header::HeaderValue;
+use llmwarden_proto::profile::AuthHeader;
+use secrecy::zeroize::Zeroizing;
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::compare::same;
+
+/// A key that stays in the sidecar, and the value of the header that carries it, which is made once for all requests and
+/// wiped with the last of them.
+#[derive(Debug, Clone)]
+pub struct LiveKey {
+    secret: Arc<SecretString>,
+    /// Sensitive, so that it is shown to nobody. Absent where nothing says how the key is sent, or where it can't be.
+    header: Option<HeaderValue>,
+}
+
+impl LiveKey {
+    /// A key that is sent so.
+    pub fn new(secret: SecretString, auth: Option<&AuthHeader>) -> Self {
+        let header = auth.and_then(|auth| header(auth, &secret));
+        let secret = Arc::new(secret);
+        Self { secret, header }
+    }
+
+    /// The value of the header that carries it, unless it can't be sent.
+    pub fn header(&self) -> Option<&HeaderValue> {
+        self.header.as_ref()
+    }
+
+    /// Whether it is the same as another one, compared without a hint of where they differ.
+    pub fn is(&self, other: &Self) -> bool {
+        let (one, another) = (self.secret.expose_secret(), other.secret.expose_secret());
+        Arc::ptr_eq(&self.secret, &other.secret) || same(one.as_bytes(), another.as_bytes()).into()
+    }
+}
+
+fn header(auth: &AuthHeader, key: &SecretString) -> Option<HeaderValue> {
+    let key = key.expose_secret();
+    let text = match &auth.scheme {
+        Some(scheme) => format!("{scheme} {key}"),
+        None => key.to_owned(),
+    };
+    let text = Bytes::from_owner(Zeroizing::new(text.into_bytes()));
+    let mut value = HeaderValue::from_maybe_shared(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use llmwarden_proto::profile::ProviderKind;
+
+    use super::*;
+
+    fn key(text: &str, provider: ProviderKind) -> LiveKey {
+        LiveKey::new(text.into(), Some(&provider.auth_header()))
+    }
+
+    #[test]
+    fn it_is_sent_as_the_provider_wants_it_and_shown_to_nobody() {
+        let bearer = key("sk-test-1", ProviderKind::Openai);
+        assert_eq!(bearer.header().expect("a value"), "Bearer sk-test-1");
+        let plain = key("sk-test-1", ProviderKind::Anthropic);
+        assert_eq!(plain.header().expect("a value"), "sk-test-1");
+        assert!(!format!("{bearer:?} {plain:?}").contains("sk-test"));
+        assert!(key("a\nb", ProviderKind::Openai).header().is_none());
+        assert!(LiveKey::new("sk-test-1".into(), None).header().is_none());
+    }
+
+    #[test]
+    fn it_is_the_same_wherever_it_came_from() {
+        let one = key("sk-test-1", ProviderKind::Openai);
+        assert!(one.is(&one.clone()) && one.is(&key("sk-test-1", ProviderKind::Anthropic)));
+        assert!(!one.is(&key("sk-test-2", ProviderKind::Openai)));
+    }
+}

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::figures::{Weight, median};
 use crate::load::{Load, SERVER, Target, on_core};
 
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 25;
 const CONNECTIONS: usize = 16;
 const REQUESTS: usize = 1_000;
 const ACCESS: &str = "agent-anthropic";

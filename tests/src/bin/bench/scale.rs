@@ -28,7 +28,7 @@ const NAMESPACES: usize = 20;
 const CONCURRENCY: usize = 32;
 /// Of no more accesses than so many there are so many rounds.
 const FEW: usize = 2_000;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 /// Between two changes.
 const PATIENCE: Duration = Duration::from_mins(2);
 

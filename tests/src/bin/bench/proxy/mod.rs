@@ -16,8 +16,7 @@ use crate::load::{Connection, Target, aside, micros};
 use servers::Servers;
 
 const ROUNDS: usize = 7;
-/// Connections, and requests on each. The last ones are more than idle connections to the provider are kept for, so for
-/// most of their requests there is a handshake.
+/// Connections, and requests on each. No more than idle connections to the provider are kept, so that there are no handshakes.
 const LOADS: [(usize, usize); 3] = [(1, 3_000), (16, 1_000), (256, 40)];
 /// In a row, in each round.
 const STREAMS: usize = 200;

@@ -1,6 +1,7 @@
 //! What the sidecar holds of each access, and the rule for what replaces it.
 
 mod delivered;
+mod live_key;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,9 +15,9 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::proxy::live_key::LiveKey;
 use delivered::etag;
 pub use delivered::{Delivered, Live};
+pub use live_key::LiveKey;
 
 /// Why a key is gone when nobody said why.
 const DELETED: &str = "the companion Secret was deleted or emptied";

@@ -6,20 +6,19 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::header::{HeaderMap, HeaderName};
-use hyper::{Method, Request, Response, Uri};
+use hyper::{HeaderMap, Method, Request, Response, Uri};
 use llmwarden_proto::delivery::Upstream;
+use llmwarden_proto::profile::AuthHeader;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::account::Exchange;
 use super::body::{Inbound, Inspection, Outbound, Refused};
 use super::dead_key;
-use super::live_key::LiveKey;
 use super::refusal::Refusal;
 use super::upstream::Provider;
 use crate::client::Received;
-use crate::store::{Delivered, Held, Slot};
+use crate::store::{Delivered, Held, LiveKey, Slot};
 
 /// How long the head of an answer may take, the request's own body included: reasoning models think for minutes.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(10);
@@ -42,8 +41,6 @@ pub struct Head {
     pub uri: Uri,
     /// Without anything of the caller's that is a credential, or is about the caller's connection only.
     pub headers: HeaderMap,
-    /// Where the key goes.
-    pub auth: HeaderName,
 }
 
 /// An answer to pass on: what was read of its body, and the rest.
@@ -91,7 +88,7 @@ impl Forward<'_> {
                     Some(answered) => Ok(answered),
                     // It is gone: only the caller can send it again.
                     None => Err(Refusal::DeadKey {
-                        retry: self.other_key(&[key]).await.is_some(),
+                        retry: self.other_key(&[key]).await.is_some() || self.has_moved(),
                     }),
                 };
             }
@@ -116,7 +113,9 @@ impl Forward<'_> {
             dead.push(key);
             let other = self.other_key(&dead).await;
             let Some((other, newer)) = other else {
-                return Err(Refusal::DeadKey { retry: false });
+                return Err(Refusal::DeadKey {
+                    retry: self.has_moved(),
+                });
             };
             if dead.len() == MAX_KEYS {
                 return Err(Refusal::DeadKey { retry: true });
@@ -142,8 +141,8 @@ impl Forward<'_> {
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = head.uri.clone();
         *request.headers_mut() = head.headers.clone();
-        let key = key.header().ok_or(Refusal::NoUpstream)?;
-        request.headers_mut().insert(head.auth.clone(), key.clone());
+        let (name, value) = key.header().cloned().ok_or(Refusal::NoUpstream)?;
+        request.headers_mut().insert(name, value);
         match tokio::time::timeout(HEAD_TIMEOUT, self.provider.client.send(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
@@ -193,28 +192,54 @@ impl Forward<'_> {
     /// A key other than the dead ones: that of a newer version, else the one before. Without any, the next version is awaited
     /// unless that was in vain before: somebody is about to replace the key.
     async fn other_key(&mut self, dead: &[LiveKey]) -> Option<(LiveKey, Arc<Delivered>)> {
-        if let Some(other) = other_than(dead, &self.slot.borrow_and_update()) {
-            return Some(other);
+        let upstream = self.upstream;
+        let is_news = |slot: &Slot| has_moved(upstream, slot) || other_than(dead, upstream, slot).is_some();
+        if !is_news(&self.slot.borrow_and_update()) {
+            if !self.delivered.is_trusted() {
+                return None;
+            }
+            let next = tokio::time::timeout(NEXT_KEY, self.slot.wait_for(is_news)).await;
+            if !matches!(next, Ok(Ok(_))) {
+                // The next ones need not wait.
+                self.delivered.doubt();
+                return None;
+            }
         }
-        if !self.delivered.is_trusted() {
-            return None;
-        }
-        let next = self.slot.wait_for(|slot| other_than(dead, slot).is_some());
-        if let Ok(Ok(slot)) = tokio::time::timeout(NEXT_KEY, next).await {
-            return other_than(dead, &slot);
-        }
-        // The next ones need not wait.
-        self.delivered.doubt();
-        None
+        other_than(dead, upstream, &self.slot.borrow())
+    }
+
+    /// Whether a request that is sent again would go elsewhere.
+    fn has_moved(&self) -> bool {
+        has_moved(self.upstream, &self.slot.borrow())
     }
 }
 
-fn other_than(dead: &[LiveKey], slot: &Slot) -> Option<(LiveKey, Arc<Delivered>)> {
+/// A key for the same place: whoever is there now is not to see one that is meant for another.
+fn other_than(dead: &[LiveKey], upstream: &Upstream, slot: &Slot) -> Option<(LiveKey, Arc<Delivered>)> {
     let Held::Active(delivered) = &slot.held else {
         return None;
     };
+    if has_moved(upstream, slot) {
+        return None;
+    }
     let live = delivered.live()?;
     let mut keys = Some(&live.key).into_iter().chain(&live.previous);
     let key = keys.find(|key| dead.iter().all(|dead| !dead.is(key)))?;
     Some((key.clone(), delivered.clone()))
+}
+
+/// Whether the provider is called somewhere else by now, or in another way.
+fn has_moved(upstream: &Upstream, slot: &Slot) -> bool {
+    let Held::Active(delivered) = &slot.held else {
+        return false;
+    };
+    delivered.upstream().map(place) != Some(place(upstream))
+}
+
+fn place(upstream: &Upstream) -> (Option<&str>, Option<&str>, &AuthHeader) {
+    (
+        upstream.base_url.as_deref(),
+        upstream.ca_bundle.as_deref(),
+        &upstream.auth,
+    )
 }

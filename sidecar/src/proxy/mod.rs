@@ -12,7 +12,6 @@ pub mod dead_key;
 mod forward;
 pub mod headers;
 pub mod json;
-pub mod live_key;
 pub mod models;
 pub mod query;
 pub mod refusal;
@@ -27,7 +26,7 @@ use std::sync::Arc;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{Either, Full};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, VIA};
+use hyper::header::{CONNECTION, HOST, HeaderValue, VIA};
 use hyper::{HeaderMap, Method, Request, Response, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
 use llmwarden_proto::delivery::ErrorShape;
@@ -287,17 +286,13 @@ impl Passing<'_> {
             }
         }
         headers::outbound(&mut headers);
-        let auth = HeaderName::try_from(&upstream.auth.header).map_err(|_| Refusal::NoUpstream)?;
+        let live = delivered.live().ok_or(Refusal::NotThereYet)?;
+        let (auth, _) = live.key.header().ok_or(Refusal::NoUpstream)?;
         // What each try puts in has its place already: a copy of the map has no room to grow.
         for name in [HOST, auth.clone()] {
             headers.insert(name, HeaderValue::from_static(""));
         }
-        let head = Head {
-            method,
-            uri,
-            headers,
-            auth,
-        };
+        let head = Head { method, uri, headers };
         let forward = Forward {
             provider,
             upstream,

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use llmwarden_proto::delivery::{Delivery, SCHEMA, State, Upstream};
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::proxy::live_key::LiveKey;
+use super::live_key::LiveKey;
 
 /// Features this sidecar knows, as a companion's `requires` names them.
 const FEATURES: &[&str] = &["proxy"];

@@ -172,6 +172,27 @@ async fn who_sent_a_large_body_is_told_to_send_it_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_for_another_place_does_not_go_to_the_old_one() {
+    let (old, mut proxied) = Proxied::to_fake().await;
+    let (new, upstream) = fake(ProviderKind::Openai).await;
+    old.allow(["nobody's"]);
+    new.allow([NEXT]);
+    let request = proxied.chat(&hello(false));
+    let asking = proxied.send(&request).await;
+    eventually("the refusal of the old key", SOON, async || {
+        same(&old.seen().len(), &1)
+    })
+    .await;
+    proxied.upstream = upstream;
+    proxied.rotate(NEXT, Some(KEY)).await;
+    let answer = asking.answer().await;
+    assert_words(&answer, 401, &["which has been replaced since: try again"]);
+    assert_eq!(answer.header("x-should-retry"), Some("true"));
+    assert_words(&proxied.ask(&request).await, 200, &["piece 1"]);
+    assert_eq!((old.seen().len(), new.seen().len()), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_wait_for_the_next_key_whatever_the_length_they_announce() {
     let (provider, mut proxied) = Proxied::to_fake().await;
     provider.allow([NEXT]);

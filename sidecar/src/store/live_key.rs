@@ -3,20 +3,21 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderName, HeaderValue};
 use llmwarden_proto::profile::AuthHeader;
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::compare::same;
 
-/// A key that stays in the sidecar, and the value of the header that carries it, which is made once for all requests and
-/// wiped with the last of them.
+/// A key that stays in the sidecar, and the header that carries it: its value is made once for all requests and wiped with the
+/// last of them.
 #[derive(Debug, Clone)]
 pub struct LiveKey {
     secret: Arc<SecretString>,
-    /// Sensitive, so that it is shown to nobody. Absent where nothing says how the key is sent, or where it can't be.
-    header: Option<HeaderValue>,
+    /// Its value is sensitive, so that it is shown to nobody. Absent where nothing says how the key is sent, or where it
+    /// can't be.
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl LiveKey {
@@ -27,8 +28,8 @@ impl LiveKey {
         Self { secret, header }
     }
 
-    /// The value of the header that carries it, unless it can't be sent.
-    pub fn header(&self) -> Option<&HeaderValue> {
+    /// The header that carries it, unless it can't be sent.
+    pub fn header(&self) -> Option<&(HeaderName, HeaderValue)> {
         self.header.as_ref()
     }
 
@@ -39,7 +40,7 @@ impl LiveKey {
     }
 }
 
-fn header(auth: &AuthHeader, key: &SecretString) -> Option<HeaderValue> {
+fn header(auth: &AuthHeader, key: &SecretString) -> Option<(HeaderName, HeaderValue)> {
     let key = key.expose_secret();
     let text = match &auth.scheme {
         Some(scheme) => format!("{scheme} {key}"),
@@ -48,7 +49,7 @@ fn header(auth: &AuthHeader, key: &SecretString) -> Option<HeaderValue> {
     let text = Bytes::from_owner(Zeroizing::new(text.into_bytes()));
     let mut value = HeaderValue::from_maybe_shared(text).ok()?;
     value.set_sensitive(true);
-    Some(value)
+    Some((HeaderName::try_from(&auth.header).ok()?, value))
 }
 
 #[cfg(test)]
@@ -64,9 +65,17 @@ mod tests {
     #[test]
     fn it_is_sent_as_the_provider_wants_it_and_shown_to_nobody() {
         let bearer = key("sk-test-1", ProviderKind::Openai);
-        assert_eq!(bearer.header().expect("a value"), "Bearer sk-test-1");
+        let (name, value) = bearer.header().expect("a header");
+        assert_eq!(
+            (name.as_str(), value.as_bytes()),
+            ("authorization", b"Bearer sk-test-1".as_slice())
+        );
         let plain = key("sk-test-1", ProviderKind::Anthropic);
-        assert_eq!(plain.header().expect("a value"), "sk-test-1");
+        let (name, value) = plain.header().expect("a header");
+        assert_eq!(
+            (name.as_str(), value.as_bytes()),
+            ("x-api-key", b"sk-test-1".as_slice())
+        );
         assert!(!format!("{bearer:?} {plain:?}").contains("sk-test"));
         assert!(key("a\nb", ProviderKind::Openai).header().is_none());
         assert!(LiveKey::new("sk-test-1".into(), None).header().is_none());

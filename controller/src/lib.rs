@@ -15,5 +15,6 @@ pub mod instance;
 pub mod lease;
 pub mod metrics;
 pub mod provider;
+pub mod pulse;
 pub mod refresh;
 pub mod run;

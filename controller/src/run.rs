@@ -27,6 +27,7 @@ use crate::inject::serve::Webhook;
 use crate::instance::Instance;
 use crate::lease::Candidacy;
 use crate::metrics::{Exposition, Metrics};
+use crate::pulse::Pulse;
 use crate::refresh::Refresher;
 use crate::{access, admin, inject, provider};
 
@@ -99,6 +100,8 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
         parts.spawn(inject::serve::serve(address, webhook, tls, admission.clone()));
     }
 
+    let pulse = Pulse::default();
+    parts.spawn(pulse.clone().feel());
     let writer = Writer {
         watched,
         accesses: Arc::new(access::reconcile::Context {
@@ -115,6 +118,7 @@ async fn run_async(options: RunOptions) -> anyhow::Result<()> {
             told: access::told::Told::default(),
             folding: access::folding::Folding::default(),
             superseded: access::superseded::Superseded::default(),
+            pulse,
             metrics: metrics.clone(),
         }),
         providers: Arc::new(provider::Context {

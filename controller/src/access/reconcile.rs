@@ -23,6 +23,7 @@ use super::superseded::Superseded;
 use super::told::Told;
 use crate::index::watch::SharedIndex;
 use crate::metrics::Metrics;
+use crate::pulse::{CATCH_UP, Pulse};
 
 /// How often a plan is made anew in one pass because a Secret appeared: once for each of the two names, and once more.
 const PLANS_A_PASS: usize = 3;
@@ -60,6 +61,8 @@ pub struct Context {
     pub folding: Folding,
     /// Which accesses were written since the watch brought them.
     pub superseded: Superseded,
+    /// Whether this process has just stood still.
+    pub pulse: Pulse,
 }
 
 /// One pass over one access, that ends even if the API server is silent: a connection whose other end is gone says nothing.
@@ -74,6 +77,9 @@ pub async fn reconcile(access: Arc<LLMAccess>, context: Arc<Context>) -> Result<
 }
 
 async fn pass(access: Arc<LLMAccess>, context: &Context) -> Result<Action, ApplyError> {
+    if context.pulse.has_stood_still() {
+        return Ok(Action::requeue(CATCH_UP));
+    }
     let now = Timestamp::now();
     if context.superseded.contains(&access, now) {
         // Not for ever: the watch may hang.

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::Client;
-use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Client, ResourceExt};
 use llmwarden_proto::access::LLMAccess;
 use llmwarden_proto::errors::describe;
 use llmwarden_proto::names;

@@ -74,22 +74,30 @@ where
 
     /// Sends a request, whose URI is a path with a query, and waits for the head of the answer. A request that a kept
     /// connection did not take, as the server had just closed it, goes out on another one.
-    pub async fn send(&self, mut request: Request<B>) -> Result<Response<Received<B>>, Error> {
+    pub fn send(
+        &self,
+        mut request: Request<B>,
+    ) -> impl Future<Output = Result<Response<Received<B>>, Error>> + Send {
         request.headers_mut().insert(HOST, self.host.clone());
-        loop {
-            let kept = self.kept.take();
-            let is_kept = kept.is_some();
-            let mut sender = match kept {
-                Some(sender) => sender,
-                // Boxed, as it is larger than all else that a request needs.
-                None => Box::pin(self.connect()).await?,
-            };
-            match sender.try_send_request(request).await {
-                Ok(answer) => return Ok(answer.map(|body| Received::new(body, sender, self.kept.clone()))),
-                Err(mut error) => match error.take_message() {
-                    Some(again) if is_kept => request = again,
-                    _ => return Err(Error::Exchange(error.into_error())),
-                },
+        // What an `async fn` is given, it would hold twice.
+        async move {
+            loop {
+                let kept = self.kept.take();
+                let is_kept = kept.is_some();
+                let mut sender = match kept {
+                    Some(sender) => sender,
+                    // Boxed, as it is larger than all else that a request needs.
+                    None => Box::pin(self.connect()).await?,
+                };
+                match sender.try_send_request(request).await {
+                    Ok(answer) => {
+                        return Ok(answer.map(|body| Received::new(body, sender, self.kept.clone())));
+                    }
+                    Err(mut error) => match error.take_message() {
+                        Some(again) if is_kept => request = again,
+                        _ => return Err(Error::Exchange(error.into_error())),
+                    },
+                }
             }
         }
     }

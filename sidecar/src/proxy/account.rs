@@ -204,6 +204,11 @@ impl Account {
         }
     }
 
+    /// The name of the access.
+    pub fn access(&self) -> &str {
+        &self.access
+    }
+
     /// Counts a refusal.
     pub fn refused(&self, refusal: &Refusal) {
         let label = ReasonLabel {

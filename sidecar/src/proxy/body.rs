@@ -33,7 +33,7 @@ pub enum Inbound {
         /// Its data.
         data: Bytes,
         /// Its trailers.
-        trailers: Option<HeaderMap>,
+        trailers: Option<Box<HeaderMap>>,
         /// Its part of what may be held.
         reservation: Option<OwnedSemaphorePermit>,
     },
@@ -91,7 +91,7 @@ impl Inbound {
                         });
                     }
                 }
-                Err(frame) => trailers = frame.into_trailers().ok(),
+                Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
             }
         }
         Ok(Self::whole(read, trailers, Some(reservation)))
@@ -99,7 +99,7 @@ impl Inbound {
 
     fn whole(
         mut read: VecDeque<Bytes>,
-        trailers: Option<HeaderMap>,
+        trailers: Option<Box<HeaderMap>>,
         reservation: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let data = match read.len() {
@@ -154,7 +154,7 @@ pub enum Outbound {
         /// What is left to send of it.
         data: Option<Bytes>,
         /// What comes after it.
-        trailers: Option<HeaderMap>,
+        trailers: Option<Box<HeaderMap>>,
     },
     /// One that passes.
     Passing(Box<Passing>),
@@ -169,7 +169,7 @@ pub struct Passing {
     rest: Idle<Incoming>,
     /// The piece that goes when the next one has come, or when all of it may go.
     withheld: Option<Frame<Bytes>>,
-    inspection: Option<Inspection>,
+    inspection: Option<Box<Inspection>>,
     /// Where a refusal is left for whoever waits for the answer.
     refused: Refused,
 }
@@ -184,7 +184,7 @@ impl Outbound {
     pub fn held(data: &Bytes, trailers: Option<&HeaderMap>) -> Self {
         Self::Held {
             data: Some(data.clone()).filter(|data| !data.is_empty()),
-            trailers: trailers.cloned(),
+            trailers: trailers.cloned().map(Box::new),
         }
     }
 
@@ -193,7 +193,7 @@ impl Outbound {
         read: VecDeque<Bytes>,
         rest: Idle<Incoming>,
         reservation: Option<OwnedSemaphorePermit>,
-        inspection: Option<Inspection>,
+        inspection: Option<Box<Inspection>>,
         refused: Refused,
     ) -> Self {
         Self::Passing(Box::new(Passing {
@@ -268,7 +268,7 @@ impl Body for Outbound {
         match self.get_mut() {
             Self::Held { data, trailers } => {
                 let data = data.take().map(Frame::data);
-                let frame = data.or_else(|| trailers.take().map(Frame::trailers));
+                let frame = data.or_else(|| trailers.take().map(|trailers| Frame::trailers(*trailers)));
                 Poll::Ready(frame.map(Ok))
             }
             Self::Passing(passing) => passing.poll_frame(cx),

@@ -3,9 +3,10 @@
 
 use std::borrow::Cow;
 
-use hyper::header::{COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION};
+use hyper::header::{COOKIE, HeaderMap, HeaderName, HeaderValue};
 use llmwarden_proto::names;
 use llmwarden_proto::profile::AuthHeader;
+use memchr::memchr;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::Choice;
 
@@ -128,8 +129,8 @@ fn holds_credential(name: &HeaderName, auth: &AuthHeader) -> bool {
     ];
     let text = name.as_str();
     name == COOKIE
-        || name == PROXY_AUTHORIZATION
-        || text.contains("authorization")
+        // Hardly any other has that letter, and looking for a word takes longer.
+        || (memchr(b'z', text.as_bytes()).is_some() && text.contains("authorization"))
         || ENDS.iter().any(|end| text.ends_with(end))
         || text.eq_ignore_ascii_case(&auth.header)
 }

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::account::Exchange;
 use super::body::{Inbound, Inspection, Outbound, Refused};
 use super::dead_key;
+use super::headers::Packed;
 use super::refusal::Refusal;
 use super::upstream::Provider;
 use crate::client::Received;
@@ -54,28 +55,33 @@ pub struct Answered {
 /// What an exchange is made with.
 pub struct Forward<'a> {
     /// The provider, and the connections to it.
-    pub provider: Arc<Provider>,
+    pub provider: &'a Provider,
     /// How it is spoken to.
     pub upstream: &'a Upstream,
     /// The access as it is now, and as it becomes.
-    pub slot: watch::Receiver<Slot>,
+    pub slot: &'a mut watch::Receiver<Slot>,
     /// What this request begins with.
-    pub delivered: Arc<Delivered>,
+    pub delivered: &'a Arc<Delivered>,
+    /// What is asked.
+    pub head: &'a mut Head,
+    /// Where it is counted.
+    pub exchange: &'a mut Exchange,
 }
 
 impl Forward<'_> {
     /// Sends the request, and waits for the head of the answer that counts.
-    pub async fn exchange(
-        mut self,
-        head: Head,
+    pub async fn answer(
+        &mut self,
         body: Inbound,
-        inspection: Option<Inspection>,
-        exchange: &mut Exchange,
+        inspection: Option<Box<Inspection>>,
     ) -> Result<Answered, Refusal> {
-        let key = self.delivered.live().map(|live| live.key.clone());
-        let mut key = key.ok_or(Refusal::NotThereYet)?;
         // Held until the answer is there, as long as its reservation.
         let (data, trailers, _reservation) = match body {
+            Inbound::Whole {
+                data,
+                trailers,
+                reservation,
+            } => (data, trailers, reservation),
             Inbound::Begun {
                 read,
                 rest,
@@ -83,26 +89,17 @@ impl Forward<'_> {
             } => {
                 let refused = Refused::default();
                 let body = Outbound::passing(read, rest, reservation, inspection, refused.clone());
-                let response = self.send(&head, &key, body, Some(&refused)).await?;
-                return match self.judge(response).await? {
-                    Some(answered) => Ok(answered),
-                    // It is gone: only the caller can send it again.
-                    None => Err(Refusal::DeadKey {
-                        retry: self.other_key(&[key]).await.is_some() || self.has_moved(),
-                    }),
-                };
+                return Box::pin(self.answer_once(body, refused)).await;
             }
-            Inbound::Whole {
-                data,
-                trailers,
-                reservation,
-            } => (data, trailers, reservation),
         };
+        let packed = Packed::new(&self.head.headers);
+        let mut headers = std::mem::take(&mut self.head.headers);
         let mut delivered = self.delivered.clone();
+        let mut key = live_key(&delivered)?.clone();
         let mut dead = Vec::new();
         loop {
-            let body = Outbound::held(&data, trailers.as_ref());
-            let response = self.send(&head, &key, body, None).await?;
+            let body = Outbound::held(&data, trailers.as_deref());
+            let response = self.send(headers, &key, body, None).await?;
             if let Some(answered) = self.judge(response).await? {
                 let is_live = delivered.live().is_some_and(|live| live.key.is(&key));
                 if answered.response.status().is_success() && is_live {
@@ -111,7 +108,7 @@ impl Forward<'_> {
                 return Ok(answered);
             }
             dead.push(key);
-            let other = self.other_key(&dead).await;
+            let other = Box::pin(self.other_key(&dead)).await;
             let Some((other, newer)) = other else {
                 return Err(Refusal::DeadKey {
                     retry: self.has_moved(),
@@ -125,22 +122,36 @@ impl Forward<'_> {
                 version,
                 "the provider says that the key is dead; once more with another one"
             );
-            exchange.retry(version);
+            self.exchange.retry(version);
             (key, delivered) = (other, newer);
+            headers = packed.unpack();
+        }
+    }
+
+    /// With a body that passes: it is gone then, and only the caller can send it again.
+    async fn answer_once(&mut self, body: Outbound, refused: Refused) -> Result<Answered, Refusal> {
+        let key = live_key(self.delivered)?.clone();
+        let headers = std::mem::take(&mut self.head.headers);
+        let response = self.send(headers, &key, body, Some(&refused)).await?;
+        match self.judge(response).await? {
+            Some(answered) => Ok(answered),
+            None => Err(Refusal::DeadKey {
+                retry: self.other_key(&[key]).await.is_some() || self.has_moved(),
+            }),
         }
     }
 
     async fn send(
         &self,
-        head: &Head,
+        headers: HeaderMap,
         key: &LiveKey,
         body: Outbound,
         refused: Option<&Refused>,
     ) -> Result<Response<Received<Outbound>>, Refusal> {
         let mut request = Request::new(body);
-        *request.method_mut() = head.method.clone();
-        *request.uri_mut() = head.uri.clone();
-        *request.headers_mut() = head.headers.clone();
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = self.head.uri.clone();
+        *request.headers_mut() = headers;
         let (name, value) = key.header().cloned().ok_or(Refusal::NoUpstream)?;
         request.headers_mut().insert(name, value);
         match tokio::time::timeout(HEAD_TIMEOUT, self.provider.client.send(request)).await {
@@ -161,10 +172,17 @@ impl Forward<'_> {
 
     /// The answer as it is to be passed on; nothing if it says that the key is dead.
     async fn judge(&self, response: Response<Received<Outbound>>) -> Result<Option<Answered>, Refusal> {
-        let status = response.status();
-        if !dead_key::may_be_dead_key(self.upstream, status) {
-            return Ok(Some(Answered { response, read: None }));
+        if dead_key::may_be_dead_key(self.upstream, response.status()) {
+            return Box::pin(self.read_verdict(response)).await;
         }
+        Ok(Some(Answered { response, read: None }))
+    }
+
+    async fn read_verdict(
+        &self,
+        response: Response<Received<Outbound>>,
+    ) -> Result<Option<Answered>, Refusal> {
+        let status = response.status();
         let (head, mut body) = response.into_parts();
         let mut read = BytesMut::new();
         let reading = async {
@@ -212,6 +230,10 @@ impl Forward<'_> {
     fn has_moved(&self) -> bool {
         has_moved(self.upstream, &self.slot.borrow())
     }
+}
+
+fn live_key(delivered: &Delivered) -> Result<&LiveKey, Refusal> {
+    delivered.live().map(|live| &live.key).ok_or(Refusal::NotThereYet)
 }
 
 /// A key for the same place: whoever is there now is not to see one that is meant for another.

@@ -7,6 +7,8 @@ use memchr::memchr2;
 pub const MAX_DEPTH: u32 = 128;
 /// The longest text that is kept for a visitor, in bytes.
 pub const MAX_TEXT: usize = 512;
+/// Longer than most of those.
+const MOST_TEXTS: usize = 64;
 
 /// Why something is not JSON, or not for us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,10 +83,33 @@ enum State {
         unit: u16,
     },
     Number(Number),
-    Word {
-        rest: &'static [u8],
-        value: Scalar<'static>,
-    },
+    /// So many of a word's letters were there.
+    Word(Word, u8),
+}
+
+/// A value that is spelled out.
+#[derive(Debug, Clone, Copy)]
+enum Word {
+    True,
+    False,
+    Null,
+}
+
+impl Word {
+    const fn letters(self) -> &'static [u8] {
+        match self {
+            Self::True => b"true",
+            Self::False => b"false",
+            Self::Null => b"null",
+        }
+    }
+
+    const fn value(self) -> Scalar<'static> {
+        match self {
+            Self::True | Self::False => Scalar::Bool,
+            Self::Null => Scalar::Null,
+        }
+    }
 }
 
 /// What of a number was there last.
@@ -135,8 +160,8 @@ impl Reader {
                         rest
                     }
                 }
-                state => {
-                    self.one(state, byte, visitor)?;
+                _ => {
+                    self.one(byte, visitor)?;
                     tail
                 }
             };
@@ -144,20 +169,23 @@ impl Reader {
         Ok(())
     }
 
-    fn one(&mut self, state: State, byte: u8, visitor: &mut impl Visitor) -> Result<(), Malformed> {
-        match state {
+    fn one(&mut self, byte: u8, visitor: &mut impl Visitor) -> Result<(), Malformed> {
+        match self.state {
             State::Escape { key } => self.escape(key, byte)?,
             State::Unicode { key, digits, unit } => self.unicode(key, digits, unit, byte)?,
-            State::Word { rest, value } => match rest.split_first() {
-                Some((expected, rest)) if *expected == byte => {
-                    self.state = State::Word { rest, value };
-                    if rest.is_empty() {
-                        self.state = State::End;
-                        visitor.scalar(self.depth, value);
-                    }
+            State::Word(word, read) => {
+                let letters = word.letters();
+                if letters[usize::from(read)] != byte {
+                    return Err(Malformed::Syntax);
                 }
-                _ => return Err(Malformed::Syntax),
-            },
+                let read = read + 1;
+                if usize::from(read) < letters.len() {
+                    self.state = State::Word(word, read);
+                } else {
+                    self.state = State::End;
+                    visitor.scalar(self.depth, word.value());
+                }
+            }
             _ if matches!(byte, b' ' | b'\t' | b'\n' | b'\r') => {}
             State::FirstValue if byte == b']' => self.close(visitor),
             State::Value | State::FirstValue => self.value(byte, visitor)?,
@@ -179,19 +207,15 @@ impl Reader {
     }
 
     fn value(&mut self, byte: u8, visitor: &mut impl Visitor) -> Result<(), Malformed> {
-        let word = |rest: &'static str, value| State::Word {
-            rest: rest.as_bytes(),
-            value,
-        };
         self.state = match byte {
             b'{' | b'[' => return self.open(byte == b'{', visitor),
             b'"' => {
                 self.text.begin(visitor.wants(self.depth, false));
                 State::String { key: false }
             }
-            b't' => word("rue", Scalar::Bool),
-            b'f' => word("alse", Scalar::Bool),
-            b'n' => word("ull", Scalar::Null),
+            b't' => State::Word(Word::True, 1),
+            b'f' => State::Word(Word::False, 1),
+            b'n' => State::Word(Word::Null, 1),
             b'-' | b'0'..=b'9' => {
                 self.text.begin(visitor.wants(self.depth, false));
                 self.text.push(&[byte]);
@@ -347,6 +371,9 @@ struct Text {
 impl Text {
     fn begin(&mut self, wanted: bool) {
         self.bytes.clear();
+        if wanted {
+            self.bytes.reserve(MOST_TEXTS);
+        }
         self.wanted = wanted;
         self.high = None;
     }

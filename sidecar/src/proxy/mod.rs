@@ -26,16 +26,16 @@ use std::sync::Arc;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{Either, Full};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONNECTION, HOST, HeaderValue, VIA};
+use hyper::header::{CONNECTION, HeaderValue, VIA};
 use hyper::{HeaderMap, Method, Request, Response, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
-use llmwarden_proto::delivery::ErrorShape;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use llmwarden_proto::delivery::{ErrorShape, Upstream};
+use tokio::sync::{Semaphore, watch};
 use tracing::warn;
 
 use crate::endpoint::guard::{self, Guard, Transport};
 use crate::metrics::Metrics;
-use crate::server::{Answer, Answering, Place, later};
+use crate::server::{Answer, Answering, Place, at_once, later};
 use crate::store::{Delivered, Held, Slot, Store};
 use account::{Account, Exchange};
 use answer::Relayed;
@@ -60,7 +60,7 @@ pub struct Proxy {
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     /// Of each access that is used through the proxy here.
-    accesses: BTreeMap<String, Access>,
+    accesses: BTreeMap<String, Arc<Access>>,
     places: Arc<Semaphore>,
     room: Arc<Semaphore>,
 }
@@ -69,14 +69,6 @@ pub struct Proxy {
 struct Access {
     account: Arc<Account>,
     clients: Clients,
-}
-
-/// What is asked.
-struct Asked<'a> {
-    method: Method,
-    target: Result<Target<'a>, Tricky>,
-    headers: HeaderMap,
-    body: Incoming,
 }
 
 /// A refusal, and in which form it is told.
@@ -95,7 +87,7 @@ impl Proxy {
         let accesses = proxied.map(|access| {
             let account = Arc::new(Account::new(access, metrics.proxy.clone()));
             let clients = Clients::new(egress.clone());
-            (access.to_owned(), Access { account, clients })
+            (access.to_owned(), Arc::new(Access { account, clients }))
         });
         Self {
             accesses: accesses.collect(),
@@ -128,82 +120,80 @@ impl Proxy {
     }
 
     /// Answers a request.
-    pub fn answer(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-        place: &Place,
-        transport: Transport,
-    ) -> Answering {
+    pub fn answer(&self, request: Request<Incoming>, place: &Place, transport: Transport) -> Answering {
         place.set_streaming(true);
-        let proxy = self.clone();
-        later(async move { proxy.respond(request, transport).await })
-    }
-
-    async fn respond(&self, request: Request<Incoming>, transport: Transport) -> Answer {
         let (head, body) = request.into_parts();
-        let has_body = !body.is_end_stream();
         let target = Target::parse(&head.uri);
-        let access = target.map_or("", |target| target.access);
-        let asked = Asked {
-            method: head.method,
-            target,
-            headers: head.headers,
-            body,
-        };
-        match self.pass_on(asked, transport).await {
-            Ok(answer) => answer,
+        match self.admit(head.method, target, head.headers, transport) {
+            Ok(passing) => later(passing.answer(body)),
             Err(Refuse { refusal, shape }) => {
-                match self.accesses.get(access) {
+                let name = target.map_or("", |target| target.access);
+                match self.accesses.get(name) {
                     Some(access) => access.account.refused(&refusal),
                     None => self.metrics.refused(refusal.reason()),
                 }
-                let mut answer = refusal
-                    .response(shape, access)
-                    .map(|body| Either::Left(Full::new(body)));
-                if has_body {
-                    // What is left of it is not read.
-                    answer
-                        .headers_mut()
-                        .insert(CONNECTION, HeaderValue::from_static("close"));
-                }
-                answer
+                at_once(tell(&refusal, shape, name, !body.is_end_stream()))
             }
         }
     }
 
-    async fn pass_on(&self, asked: Asked<'_>, transport: Transport) -> Result<Answer, Refuse> {
+    /// Lets a request in if it may be passed on as far as its head tells.
+    fn admit(
+        &self,
+        method: Method,
+        target: Result<Target<'_>, Tricky>,
+        headers: HeaderMap,
+        transport: Transport,
+    ) -> Result<Passing, Refuse> {
         // Until it is known whose access it is.
         let plainly = |refusal| Refuse {
             refusal,
             shape: ErrorShape::default(),
         };
-        let origin = self.guard.check_origin(&asked.headers, transport);
+        let origin = self.guard.check_origin(&headers, transport);
         origin.map_err(|refusal| plainly(refusal.into()))?;
-        let target = asked.target.map_err(|tricky| plainly(tricky.into()))?;
+        let target = target.map_err(|tricky| plainly(tricky.into()))?;
         let slot = self.store.subscribe(target.access);
         let slot = slot.ok_or_else(|| plainly(Refusal::UnknownAccess))?;
         let delivered = held(&slot).map_err(plainly)?;
-        let Access { account, clients } = self
-            .accesses
-            .get(target.access)
-            .ok_or_else(|| plainly(Refusal::NotProxied))?;
+        let access = self.accesses.get(target.access);
+        let access = access.ok_or_else(|| plainly(Refusal::NotProxied))?.clone();
         let Some(upstream) = delivered.upstream() else {
             return Err(plainly(Refusal::NoUpstream));
         };
-        let passing = Passing {
-            delivered: &delivered,
-            account,
-            clients,
-            slot,
-        };
+        let shape = upstream.errors;
         let place = self.places.clone().try_acquire_owned();
-        let place = place.map_err(|_| Refusal::Busy);
-        let passed = async { passing.pass(asked, target, place?, &self.room).await };
-        passed.await.map_err(|refusal| Refuse {
-            refusal,
-            shape: upstream.errors,
-        })
+        place
+            .map_err(|_| Refusal::Busy)
+            .and_then(|place| {
+                let (way, head) = access.head(&delivered, method, target, headers)?;
+                let account = access.account.clone();
+                Ok(Passing {
+                    way,
+                    head,
+                    exchange: Exchange::begin(account, delivered.version(), place),
+                    access,
+                    slot,
+                    delivered: delivered.clone(),
+                    room: self.room.clone(),
+                    shape,
+                })
+            })
+            .map_err(|refusal| Refuse { refusal, shape })
     }
+}
+
+/// A refusal as an answer.
+fn tell(refusal: &Refusal, shape: ErrorShape, access: &str, has_body: bool) -> Answer {
+    let mut answer = refusal
+        .response(shape, access)
+        .map(|body| Either::Left(Full::new(body)));
+    if has_body {
+        // What is left of it is not read.
+        let close = HeaderValue::from_static("close");
+        answer.headers_mut().insert(CONNECTION, close);
+    }
+    answer
 }
 
 /// What there is of an access, if there is a key.
@@ -215,105 +205,34 @@ fn held(slot: &watch::Receiver<Slot>) -> Result<Arc<Delivered>, Refusal> {
     }
 }
 
-/// One request, and all that it takes to pass it on.
-struct Passing<'a> {
-    delivered: &'a Arc<Delivered>,
-    account: &'a Arc<Account>,
-    clients: &'a Clients,
-    slot: watch::Receiver<Slot>,
-}
-
 /// Where a request goes.
 struct Way {
     provider: Arc<Provider>,
-    uri: Uri,
     /// Whether its model is in its body.
     inspect: bool,
 }
 
-impl Passing<'_> {
-    async fn pass(
-        self,
-        asked: Asked<'_>,
+impl Access {
+    /// Where a request of a caller who may ask goes, and what goes there but for the key.
+    fn head(
+        &self,
+        delivered: &Delivered,
+        method: Method,
         Target { path, query, .. }: Target<'_>,
-        place: OwnedSemaphorePermit,
-        room: &Arc<Semaphore>,
-    ) -> Result<Answer, Refusal> {
-        let Asked {
-            method,
-            mut headers,
-            body,
-            ..
-        } = asked;
-        let mut delivered = self.delivered.clone();
+        mut headers: HeaderMap,
+    ) -> Result<(Way, Head), Refusal> {
         let upstream = delivered.upstream().ok_or(Refusal::NoUpstream)?;
         let query = caller::authenticate(&mut headers, query, &upstream.auth, delivered.placeholder())?;
-        let way = |delivered: &Delivered| self.way(delivered, &method, path, query.as_deref(), &headers);
-        let Way {
-            mut provider,
-            mut uri,
-            mut inspect,
-        } = way(&delivered)?;
-        let mut exchange = Exchange::begin(self.account.clone(), delivered.version(), place);
-        let body = Inbound::read(body, room).await?;
-        // A caller takes its time to send it: what holds by now counts.
-        let now = held(&self.slot)?;
-        if !Arc::ptr_eq(&now, &delivered) {
-            delivered = now;
-            Way {
-                provider,
-                uri,
-                inspect,
-            } = way(&delivered)?;
-            exchange.go_on_with(delivered.version());
-        }
-        let upstream = delivered.upstream().ok_or(Refusal::NoUpstream)?;
-        let mut inspection = None;
-        if inspect {
-            let mut scanner = Scanner::new(upstream);
-            match &body {
-                Inbound::Whole { data, .. } => {
-                    scanner.push(data)?;
-                    check_models(&upstream.models, scanner.finish()?)?;
-                }
-                Inbound::Begun { .. } => {
-                    let models = upstream.models.clone();
-                    inspection = Some(Inspection {
-                        scanner,
-                        decide: Box::new(move |named| check_models(&models, named?)),
-                    });
-                }
-            }
-        }
         headers::outbound(&mut headers);
-        let live = delivered.live().ok_or(Refusal::NotThereYet)?;
-        let (auth, _) = live.key.header().ok_or(Refusal::NoUpstream)?;
-        // What each try puts in has its place already: a copy of the map has no room to grow.
-        for name in [HOST, auth.clone()] {
-            headers.insert(name, HeaderValue::from_static(""));
-        }
+        let uri = origin_form(path, query.as_deref()).ok_or(Refusal::NoUpstream)?;
         let head = Head { method, uri, headers };
-        let forward = Forward {
-            provider,
-            upstream,
-            slot: self.slot,
-            delivered: delivered.clone(),
-        };
-        let answered = forward.exchange(head, body, inspection, &mut exchange).await?;
-        Ok(relay(answered, exchange))
+        Ok((self.way(delivered, &head)?, head))
     }
 
     /// Where a request goes, if it may be made as far as its head tells.
-    fn way(
-        &self,
-        delivered: &Delivered,
-        method: &Method,
-        path: &str,
-        query: Option<&str>,
-        headers: &HeaderMap,
-    ) -> Result<Way, Refusal> {
+    fn way(&self, delivered: &Delivered, head: &Head) -> Result<Way, Refusal> {
         let upstream = delivered.upstream().ok_or(Refusal::NoUpstream)?;
-        let inspect = match routes::decide(upstream, method, path, query) {
+        let inspect = match routes::decide(upstream, &head.method, head.uri.path(), head.uri.query()) {
             Decision::Allow => false,
             Decision::ModelInBody => true,
             Decision::Model(model) => {
@@ -322,19 +241,88 @@ impl Passing<'_> {
             }
             Decision::Denied(reason) => return Err(Refusal::RouteDenied(reason.to_owned())),
         };
-        if inspect && is_encoded(headers) {
+        if inspect && is_encoded(&head.headers) {
             return Err(Refusal::ModelUnreadable(Ambiguous::Syntax));
         }
         let provider = self.clients.provider(upstream).map_err(|error| {
             warn!(%error, provider = upstream.provider, "the provider can't be called");
             Refusal::NoUpstream
         })?;
-        let uri = origin_form(path, query).ok_or(Refusal::NoUpstream)?;
-        Ok(Way {
-            provider,
-            uri,
-            inspect,
-        })
+        Ok(Way { provider, inspect })
+    }
+}
+
+/// One request that was let in, and all that it takes to pass it on.
+struct Passing {
+    access: Arc<Access>,
+    slot: watch::Receiver<Slot>,
+    delivered: Arc<Delivered>,
+    way: Way,
+    head: Head,
+    exchange: Exchange,
+    room: Arc<Semaphore>,
+    shape: ErrorShape,
+}
+
+impl Passing {
+    fn answer(mut self, body: Incoming) -> impl Future<Output = Answer> + Send {
+        let has_body = !body.is_end_stream();
+        // What an `async fn` is given, it would hold twice.
+        async move {
+            match self.pass(body).await {
+                Ok(answered) => relay(answered, self.exchange),
+                Err(refusal) => {
+                    let account = &self.access.account;
+                    account.refused(&refusal);
+                    tell(&refusal, self.shape, account.access(), has_body)
+                }
+            }
+        }
+    }
+
+    async fn pass(&mut self, body: Incoming) -> Result<Answered, Refusal> {
+        let body = Inbound::read(body, &self.room).await?;
+        // A caller takes its time to send it: what holds by now counts.
+        let now = held(&self.slot)?;
+        if !Arc::ptr_eq(&now, &self.delivered) {
+            self.way = self.access.way(&now, &self.head)?;
+            self.exchange.go_on_with(now.version());
+            self.delivered = now;
+        }
+        let upstream = self.delivered.upstream().ok_or(Refusal::NoUpstream)?;
+        let inspection = if self.way.inspect {
+            inspect(&body, upstream)?
+        } else {
+            None
+        };
+        let mut forward = Forward {
+            provider: &self.way.provider,
+            upstream,
+            slot: &mut self.slot,
+            delivered: &self.delivered,
+            head: &mut self.head,
+            exchange: &mut self.exchange,
+        };
+        forward.answer(body, inspection).await
+    }
+}
+
+/// Reads the models in a body that is there, or prepares for reading them as it passes.
+fn inspect(body: &Inbound, upstream: &Upstream) -> Result<Option<Box<Inspection>>, Refusal> {
+    let mut scanner = Scanner::new(upstream);
+    match body {
+        Inbound::Whole { data, .. } => {
+            scanner.push(data)?;
+            check_models(&upstream.models, scanner.finish()?)?;
+            Ok(None)
+        }
+        Inbound::Begun { .. } => {
+            let models = upstream.models.clone();
+            Ok(Some(Box::new(Inspection {
+                scanner,
+                decide: Box::new(move |named| check_models(&models, named?)),
+            })))
+        }
     }
 }
 

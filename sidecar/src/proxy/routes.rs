@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use hyper::Method;
 use llmwarden_proto::delivery::{ModelPlace, Route, Upstream};
+use memchr::memchr2;
 
 use super::query::{decoded, parameters};
 
@@ -90,7 +91,7 @@ fn names_model(upstream: &Upstream, query: &str) -> bool {
 
 /// What of the path names the model, if the route matches; empty where nothing does.
 fn matches(route: &Route, path: &str, segments: &[Cow<'_, str>]) -> Option<String> {
-    if !route.path.contains(['*', '{']) && route.path == path {
+    if route.path == path && is_plain(path) {
         return Some(String::new());
     }
     // What is denied stays so however a lenient server reads it.
@@ -116,8 +117,17 @@ fn walk<'s>(pattern: Option<&str>, path: &'s [Cow<'s, str>], loose: bool) -> Opt
     Some(if model.is_empty() { later } else { model })
 }
 
+/// Whether a pattern stands for itself alone.
+fn is_plain(pattern: &str) -> bool {
+    memchr2(b'*', b'{', pattern.as_bytes()).is_none()
+}
+
 /// Matches one segment.
 fn glob<'s>(pattern: &str, text: &'s str, loose: bool) -> Option<&'s str> {
+    // Most are, and looking for words in them would take longer than all else.
+    if is_plain(pattern) {
+        return strip_prefix(text, pattern, loose)?.is_empty().then_some("");
+    }
     if let Some((before, after)) = pattern.split_once("{model}") {
         let model = strip_prefix(text, before, false)?.strip_suffix(after)?;
         return (!model.is_empty()).then_some(model);

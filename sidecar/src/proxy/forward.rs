@@ -62,7 +62,7 @@ pub struct Forward<'a> {
     pub slot: &'a mut watch::Receiver<Slot>,
     /// What this request begins with.
     pub delivered: &'a Arc<Delivered>,
-    /// What is asked.
+    /// What is asked. Its headers are taken out for the first try.
     pub head: &'a mut Head,
     /// Where it is counted.
     pub exchange: &'a mut Exchange,
@@ -71,7 +71,7 @@ pub struct Forward<'a> {
 impl Forward<'_> {
     /// Sends the request, and waits for the head of the answer that counts.
     pub async fn answer(
-        &mut self,
+        mut self,
         body: Inbound,
         inspection: Option<Box<Inspection>>,
     ) -> Result<Answered, Refusal> {

@@ -7,8 +7,8 @@ use memchr::memchr2;
 pub const MAX_DEPTH: u32 = 128;
 /// The longest text that is kept for a visitor, in bytes.
 pub const MAX_TEXT: usize = 512;
-/// Longer than most of those.
-const MOST_TEXTS: usize = 64;
+/// Room that is made at once for a text that is kept.
+const USUAL_TEXT: usize = 64;
 
 /// Why something is not JSON, or not for us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -372,7 +372,7 @@ impl Text {
     fn begin(&mut self, wanted: bool) {
         self.bytes.clear();
         if wanted {
-            self.bytes.reserve(MOST_TEXTS);
+            self.bytes.reserve(USUAL_TEXT);
         }
         self.wanted = wanted;
         self.high = None;

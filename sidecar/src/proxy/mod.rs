@@ -30,6 +30,7 @@ use hyper::header::{CONNECTION, HeaderValue, VIA};
 use hyper::{HeaderMap, Method, Request, Response, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
 use llmwarden_proto::delivery::{ErrorShape, Upstream};
+use secrecy::SecretString;
 use tokio::sync::{Semaphore, watch};
 use tracing::warn;
 
@@ -166,7 +167,9 @@ impl Proxy {
         place
             .map_err(|_| Refusal::Busy)
             .and_then(|place| {
-                let (way, head) = access.head(&delivered, method, target, headers)?;
+                let placeholder = delivered.placeholder();
+                let head = outbound_head(upstream, placeholder, method, target, headers)?;
+                let way = access.way(upstream, &head)?;
                 let account = access.account.clone();
                 Ok(Passing {
                     way,
@@ -213,25 +216,8 @@ struct Way {
 }
 
 impl Access {
-    /// Where a request of a caller who may ask goes, and what goes there but for the key.
-    fn head(
-        &self,
-        delivered: &Delivered,
-        method: Method,
-        Target { path, query, .. }: Target<'_>,
-        mut headers: HeaderMap,
-    ) -> Result<(Way, Head), Refusal> {
-        let upstream = delivered.upstream().ok_or(Refusal::NoUpstream)?;
-        let query = caller::authenticate(&mut headers, query, &upstream.auth, delivered.placeholder())?;
-        headers::outbound(&mut headers);
-        let uri = origin_form(path, query.as_deref()).ok_or(Refusal::NoUpstream)?;
-        let head = Head { method, uri, headers };
-        Ok((self.way(delivered, &head)?, head))
-    }
-
     /// Where a request goes, if it may be made as far as its head tells.
-    fn way(&self, delivered: &Delivered, head: &Head) -> Result<Way, Refusal> {
-        let upstream = delivered.upstream().ok_or(Refusal::NoUpstream)?;
+    fn way(&self, upstream: &Upstream, head: &Head) -> Result<Way, Refusal> {
         let inspect = match routes::decide(upstream, &head.method, head.uri.path(), head.uri.query()) {
             Decision::Allow => false,
             Decision::ModelInBody => true,
@@ -285,7 +271,8 @@ impl Passing {
         // A caller takes its time to send it: what holds by now counts.
         let now = held(&self.slot)?;
         if !Arc::ptr_eq(&now, &self.delivered) {
-            self.way = self.access.way(&now, &self.head)?;
+            let upstream = now.upstream().ok_or(Refusal::NoUpstream)?;
+            self.way = self.access.way(upstream, &self.head)?;
             self.exchange.go_on_with(now.version());
             self.delivered = now;
         }
@@ -295,7 +282,7 @@ impl Passing {
         } else {
             None
         };
-        let mut forward = Forward {
+        let forward = Forward {
             provider: &self.way.provider,
             upstream,
             slot: &mut self.slot,
@@ -324,6 +311,20 @@ fn inspect(body: &Inbound, upstream: &Upstream) -> Result<Option<Box<Inspection>
             })))
         }
     }
+}
+
+/// What a caller who may ask sends, as it goes out but for the key: that is what is decided about.
+fn outbound_head(
+    upstream: &Upstream,
+    placeholder: &SecretString,
+    method: Method,
+    Target { path, query, .. }: Target<'_>,
+    mut headers: HeaderMap,
+) -> Result<Head, Refusal> {
+    let query = caller::authenticate(&mut headers, query, &upstream.auth, placeholder)?;
+    headers::outbound(&mut headers);
+    let uri = origin_form(path, query.as_deref()).ok_or(Refusal::NoUpstream)?;
+    Ok(Head { method, uri, headers })
 }
 
 /// A path and a query as a request names them.

@@ -82,6 +82,21 @@ async fn a_caller_that_closes_its_side_is_taken_for_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_closes_its_side_hears_all_the_same_why_it_is_refused() {
+    let (_script, proxied) = Proxied::to_script().await;
+    let body = hello(false).to_string();
+    let line = "POST /proxy/agent/v1/realtime/client_secrets";
+    let minted = proxied.request(line, &[], body.as_bytes());
+    // Whichever the sidecar sees first, the request or the end.
+    for _ in 0..50 {
+        let mut client = proxied.send(&minted).await;
+        client.stream.shutdown().await.unwrap();
+        assert_words(&client.answer().await, 403, &["it makes credentials"]);
+    }
+    assert_eq!(proxied.refused("route_denied").await, Some(50.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn so_many_and_no_more_are_passed_on_at_a_time() {
     // Each has two connections, and this process the other end of both.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();

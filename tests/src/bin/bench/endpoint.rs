@@ -41,14 +41,16 @@ impl Throughput {
             )
         };
         format!(
-            "{:<52}{:>10}{:>14}\n{}\n{}\n{:<52}{:>10.2}",
+            "{:<52}{:>10}{:>14}\n{}\n{}\n{:<52}{:>10.2}\n{:<52}{:>6} KiB",
             format!("{CONNECTIONS} connections, median of {ROUNDS} rounds"),
             "requests/s",
             "CPU µs each",
             line("bare hyper responder", &self.bare),
             line("endpoint", &self.endpoint),
             "endpoint / bare",
-            self.ratio
+            self.ratio,
+            "sidecar with a volume source, memory when idle",
+            self.idle_kib
         )
     }
 }

@@ -61,7 +61,7 @@ pub fn outbound(headers: &mut HeaderMap) {
 fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,
-        "close" | "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
+        "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
     )
 }
 
@@ -77,14 +77,7 @@ fn is_ours_to_say(name: &str) -> bool {
 /// Removes headers by their names, and those that the message says are about its connection. The names are looked at in one
 /// go: each look for one of them costs about as much.
 fn remove(headers: &mut HeaderMap, goes: impl Fn(&str) -> bool) {
-    let named = options(headers, CONNECTION)
-        // What most of them say, and has gone anyway.
-        .filter(|name| {
-            ["close", "keep-alive"]
-                .iter()
-                .all(|usual| !name.eq_ignore_ascii_case(usual))
-        })
-        .filter_map(|name| HeaderName::try_from(name).ok());
+    let named = options(headers, CONNECTION).filter_map(|name| HeaderName::try_from(name).ok());
     let going = headers.keys().filter(|name| goes(name.as_str())).cloned();
     for name in named.chain(going).collect::<Vec<_>>() {
         headers.remove(name);

@@ -109,16 +109,7 @@ fn walk<'s>(pattern: Option<&str>, path: &'s [Cow<'s, str>], loose: bool) -> Opt
         None => (pattern, None),
     };
     if first == "**" {
-        let next = rest.map(|rest| rest.split_once('/').map_or(rest, |(next, _)| next));
-        // Where the next segment has a name, only a segment of that name is worth trying.
-        let name = next.filter(|next| is_plain(next));
-        let may_follow = |rest: &[Cow<'_, str>]| {
-            name.is_none_or(|name| rest.first().is_some_and(|next| glob(name, next, loose).is_some()))
-        };
-        return (0..=path.len())
-            .map(|skipped| &path[skipped..])
-            .filter(|path| may_follow(path))
-            .find_map(|path| walk(rest, path, loose));
+        return (0..=path.len()).find_map(|skipped| walk(rest, &path[skipped..], loose));
     }
     let (segment, path) = path.split_first()?;
     let model = glob(first, segment, loose)?;

@@ -27,8 +27,8 @@ pub enum Malformed {
 pub enum Scalar<'a> {
     /// A string.
     String(Option<&'a str>),
-    /// A number, as it is written.
-    Number(Option<&'a str>),
+    /// A number.
+    Number,
     /// `true` or `false`.
     Bool,
     /// `null`.
@@ -37,7 +37,7 @@ pub enum Scalar<'a> {
 
 /// What wants to know. Depths count the objects and arrays around: that of a member is 1 in the outermost object.
 pub trait Visitor {
-    /// Whether the text of the key or value that begins is to be kept.
+    /// Whether the text of the key or string that begins is to be kept.
     fn wants(&self, depth: u32, key: bool) -> bool;
     /// The key of a member.
     fn key(&mut self, depth: u32, key: Option<&str>);
@@ -153,7 +153,6 @@ impl Reader {
                 State::Number(number) => {
                     if let Some(next) = step(number, byte) {
                         self.state = State::Number(next);
-                        self.text.push(&[byte]);
                         tail
                     } else {
                         self.end_number(number, visitor)?;
@@ -216,15 +215,9 @@ impl Reader {
             b't' => State::Word(Word::True, 1),
             b'f' => State::Word(Word::False, 1),
             b'n' => State::Word(Word::Null, 1),
-            b'-' | b'0'..=b'9' => {
-                self.text.begin(visitor.wants(self.depth, false));
-                self.text.push(&[byte]);
-                State::Number(match byte {
-                    b'-' => Number::Minus,
-                    b'0' => Number::Zero,
-                    _ => Number::Integer,
-                })
-            }
+            b'-' => State::Number(Number::Minus),
+            b'0' => State::Number(Number::Zero),
+            b'1'..=b'9' => State::Number(Number::Integer),
             _ => return Err(Malformed::Syntax),
         };
         Ok(())
@@ -338,7 +331,7 @@ impl Reader {
             }
         }
         self.state = State::End;
-        visitor.scalar(self.depth, Scalar::Number(self.text.get()));
+        visitor.scalar(self.depth, Scalar::Number);
         Ok(())
     }
 }
@@ -359,7 +352,7 @@ fn step(number: Number, byte: u8) -> Option<Number> {
     })
 }
 
-/// The text of a string or number that is being read.
+/// The text of a string that is being read.
 #[derive(Debug, Default)]
 struct Text {
     bytes: Vec<u8>,

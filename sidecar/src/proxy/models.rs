@@ -266,7 +266,7 @@ impl Visitor for Found {
             _ if depth == 0 => self.problem(Ambiguous::NotObject),
             Scalar::Null => {}
             Scalar::String(text) => self.text(field, text),
-            Scalar::Number(_) | Scalar::Bool => self.other_value(field),
+            Scalar::Number | Scalar::Bool => self.other_value(field),
         }
     }
 

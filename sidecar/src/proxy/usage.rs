@@ -1,10 +1,12 @@
-//! How many tokens an answer says that it took. It is read as it goes by, whole or as a stream of events, and never kept.
+//! How many tokens an answer says that it took. It is looked for as the answer goes by, whole or as a stream of events, and
+//! nothing else of it is kept.
+
+use std::sync::LazyLock;
 
 use hyper::HeaderMap;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use memchr::memchr;
-
-use super::json::{Reader, Scalar, Visitor};
+use memchr::memmem::Finder;
+use memchr::{memchr, memchr2, memrchr};
 
 /// The tokens of a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -19,9 +21,10 @@ pub struct Usage {
 #[derive(Debug)]
 pub struct Observer {
     form: Form,
-    /// Of the document that is being read; `None` once it was none.
-    reader: Option<Reader>,
-    counts: Counts,
+    /// What is being read.
+    document: Document,
+    /// Of the documents before it.
+    values: Values,
 }
 
 #[derive(Debug)]
@@ -48,23 +51,24 @@ impl Observer {
         if encoding.is_some_and(|encoding| encoding != "identity") {
             return None;
         }
-        let media_type = headers.get(CONTENT_TYPE)?.to_str().ok()?;
-        let form = match media_type.split(';').next()?.trim() {
-            "application/json" => Form::Json,
-            "text/event-stream" => Form::Events(Line::Start(0)),
+        let media_type = headers.get(CONTENT_TYPE)?.as_bytes();
+        let end = memchr(b';', media_type).unwrap_or(media_type.len());
+        let form = match media_type[..end].trim_ascii() {
+            b"application/json" => Form::Json,
+            b"text/event-stream" => Form::Events(Line::Start(0)),
             _ => return None,
         };
         Some(Self {
             form,
-            reader: Some(Reader::default()),
-            counts: Counts::default(),
+            document: Document::default(),
+            values: Values::default(),
         })
     }
 
     /// A piece of the answer.
     pub fn push(&mut self, bytes: &[u8]) {
         match self.form {
-            Form::Json => self.read(bytes),
+            Form::Json => self.document.push(bytes),
             Form::Events(line) => {
                 let line = self.events(line, bytes);
                 self.form = Form::Events(line);
@@ -72,9 +76,9 @@ impl Observer {
         }
     }
 
-    /// What it said so far; of what it says again, the last counts.
+    /// What it said in all, at its end.
     pub fn usage(&self) -> Option<Usage> {
-        let values = &self.counts.values;
+        let values = self.counted();
         let sum = |names: &[Name]| {
             names
                 .iter()
@@ -87,12 +91,13 @@ impl Observer {
         })
     }
 
-    fn read(&mut self, bytes: &[u8]) {
-        if let Some(reader) = &mut self.reader
-            && reader.push(bytes, &mut self.counts).is_err()
-        {
-            self.reader = None;
+    /// With the document that ends here. Of what is said again, the last counts.
+    fn counted(&self) -> Values {
+        let mut values = self.values;
+        for (value, counted) in values.iter_mut().zip(self.document.counted()) {
+            *value = counted.or(*value);
         }
+        values
     }
 
     fn events(&mut self, mut line: Line, mut bytes: &[u8]) -> Line {
@@ -100,8 +105,8 @@ impl Observer {
             (line, bytes) = match line {
                 // An empty line ends an event.
                 Line::Start(0) if byte == b'\n' => {
-                    self.reader = Some(Reader::default());
-                    self.counts.begin();
+                    self.values = self.counted();
+                    self.document = Document::default();
                     (line, tail)
                 }
                 Line::Start(0) if byte == b'\r' => (line, tail),
@@ -114,7 +119,7 @@ impl Observer {
                     let end = memchr(b'\n', bytes);
                     let (text, rest) = bytes.split_at(end.map_or(bytes.len(), |end| end + 1));
                     if matches!(line, Line::Data) {
-                        self.read(text);
+                        self.document.push(text);
                     }
                     (if end.is_some() { Line::Start(0) } else { line }, rest)
                 }
@@ -136,81 +141,305 @@ enum Name {
 }
 
 impl Name {
-    fn of(key: &str) -> Option<Self> {
+    fn of(key: &[u8]) -> Option<Self> {
         Some(match key {
-            "prompt_tokens" | "input_tokens" | "promptTokenCount" => Self::Input,
-            "cache_read_input_tokens" => Self::CacheRead,
-            "cache_creation_input_tokens" => Self::CacheWritten,
-            "toolUsePromptTokenCount" => Self::ToolInput,
-            "completion_tokens" | "output_tokens" | "candidatesTokenCount" => Self::Output,
-            "thoughtsTokenCount" => Self::Thoughts,
+            b"prompt_tokens" | b"input_tokens" | b"promptTokenCount" => Self::Input,
+            b"cache_read_input_tokens" => Self::CacheRead,
+            b"cache_creation_input_tokens" => Self::CacheWritten,
+            b"toolUsePromptTokenCount" => Self::ToolInput,
+            b"completion_tokens" | b"output_tokens" | b"candidatesTokenCount" => Self::Output,
+            b"thoughtsTokenCount" => Self::Thoughts,
             _ => return None,
         })
     }
 }
 
-/// `usage` stands in the outermost object, or in one directly inside (`response`, `message`, a chunk in an array).
-const DEEPEST: u32 = 2;
+/// By [`Name`].
+type Values = [Option<u64>; 6];
 
-#[derive(Debug, Default)]
-struct Counts {
-    values: [Option<u64>; 6],
-    /// The value that comes is the object with the counts.
-    expected: bool,
-    /// How deep its members are, inside of it.
-    inside: Option<u32>,
-    /// What the number that comes counts.
-    name: Option<Name>,
+/// `usage` stands in the outermost object, or in one directly inside (`response`, `message`, a chunk in an array).
+const DEEPEST: i32 = 2;
+
+/// What the object with the counts is called: `usage`, or `usageMetadata`. In a text, a backslash stands before the quote.
+const WORD: &[u8] = b"\"usage";
+
+/// A JSON document on its way, which may say what was used. It is not checked, as nothing is decided by it: of one that breaks
+/// the rules, something else is counted at worst.
+#[derive(Debug)]
+enum Document {
+    /// Most say nothing, and those that do say it near their end: what comes before is only searched for the word.
+    Unread {
+        /// How much of it the end of what was there may be.
+        matched: usize,
+        /// Whether that end is a backslash.
+        escaped: bool,
+    },
+    Read(Reader),
 }
 
-impl Counts {
-    /// A new document begins.
-    fn begin(&mut self) {
-        *self = Self {
-            values: self.values,
+impl Default for Document {
+    fn default() -> Self {
+        Self::Unread {
+            matched: 0,
+            escaped: false,
+        }
+    }
+}
+
+impl Document {
+    fn push(&mut self, mut bytes: &[u8]) {
+        if let Self::Unread { matched, escaped } = self {
+            let Some(rest) = search(bytes, matched, escaped) else {
+                return;
+            };
+            bytes = rest;
+            *self = Self::Read(Reader::behind_word());
+        }
+        if let Self::Read(reader) = self {
+            reader.push(bytes);
+        }
+    }
+
+    /// What it said was used, if this is its end.
+    fn counted(&self) -> Values {
+        match self {
+            // Nothing is open any more: as deep it was before.
+            Self::Read(Reader {
+                depth,
+                found: Some(found),
+                ..
+            }) if (1..=DEEPEST).contains(&found.depth.saturating_sub(*depth)) => found.values,
+            _ => Values::default(),
+        }
+    }
+}
+
+/// What follows the word.
+fn search<'b>(bytes: &'b [u8], matched: &mut usize, escaped: &mut bool) -> Option<&'b [u8]> {
+    static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(WORD));
+    let last = bytes.last()?;
+    if *matched > 0 {
+        let wanted = &WORD[*matched..];
+        if let Some(rest) = bytes.strip_prefix(wanted) {
+            return Some(rest);
+        }
+        if wanted.starts_with(bytes) {
+            *matched += bytes.len();
+            return None;
+        }
+    }
+    let is_escaped = |at: usize| {
+        at.checked_sub(1)
+            .map_or(*escaped, |before| bytes[before] == b'\\')
+    };
+    let found = FINDER.find_iter(bytes).find(|at| !is_escaped(*at));
+    if let Some(at) = found {
+        return Some(&bytes[at + WORD.len()..]);
+    }
+    // Its first letter is no other one of it.
+    let begun = memrchr(b'"', bytes).filter(|at| WORD.starts_with(&bytes[*at..]) && !is_escaped(*at));
+    *matched = begun.map_or(0, |at| bytes.len() - at);
+    *escaped = *last == b'\\';
+    None
+}
+
+/// Reads a document from the word on.
+#[derive(Debug, Default)]
+struct Reader {
+    /// How many more objects and arrays are open than where it began.
+    depth: i32,
+    place: Place,
+    /// What was there of a string that came in pieces.
+    text: Text,
+    /// What comes behind the string that came last, if that is a key.
+    named: Value,
+    /// What the value is that comes next.
+    value: Value,
+    /// How deep the members of the object with the counts are, inside of it.
+    inside: Option<i32>,
+    found: Option<Found>,
+}
+
+/// The counts of the outermost such object.
+#[derive(Debug, Default)]
+struct Found {
+    depth: i32,
+    values: Values,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+enum Place {
+    #[default]
+    BetweenStrings,
+    InString,
+    /// Behind a backslash.
+    Escaped,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+enum Value {
+    #[default]
+    Other,
+    /// The object with the counts.
+    Usage,
+    /// A count, and what its digits have been so far; nothing if there was something else.
+    Count(Name, Option<u64>),
+}
+
+impl Reader {
+    fn behind_word() -> Self {
+        let mut reader = Self {
+            place: Place::InString,
             ..Self::default()
         };
+        reader.text.push(&WORD[1..]);
+        reader
+    }
+
+    fn push(&mut self, mut bytes: &[u8]) {
+        while let Some((&byte, tail)) = bytes.split_first() {
+            bytes = match self.place {
+                Place::BetweenStrings if byte == b'"' => {
+                    self.text.clear();
+                    self.string(tail)
+                }
+                Place::BetweenStrings => {
+                    self.between(byte);
+                    tail
+                }
+                Place::InString => self.string(bytes),
+                Place::Escaped => {
+                    self.place = Place::InString;
+                    tail
+                }
+            };
+        }
+    }
+
+    /// What is left of a string, as far as it is there. Returns what comes after it.
+    fn string<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
+        let end = memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
+        let (run, rest) = bytes.split_at(end);
+        match rest.split_first() {
+            Some((b'"', rest)) => {
+                // Most are whole.
+                self.named = if self.text.is_empty() {
+                    self.named(run)
+                } else {
+                    self.text.push(run);
+                    self.named(self.text.get())
+                };
+                self.value = Value::Other;
+                self.place = Place::BetweenStrings;
+                rest
+            }
+            Some((_, rest)) => {
+                // No name that is looked for has any.
+                self.text.spoil();
+                self.place = Place::Escaped;
+                rest
+            }
+            None => {
+                self.text.push(run);
+                self.place = Place::InString;
+                rest
+            }
+        }
+    }
+
+    /// What a key says about its value.
+    fn named(&self, key: &[u8]) -> Value {
+        if self.inside == Some(self.depth) {
+            Name::of(key).map_or(Value::Other, |name| Value::Count(name, Some(0)))
+        } else if matches!(key, b"usage" | b"usageMetadata") {
+            Value::Usage
+        } else {
+            Value::Other
+        }
+    }
+
+    fn between(&mut self, byte: u8) {
+        match byte {
+            b':' => self.value = self.named,
+            b'{' | b'[' => {
+                if byte == b'{' && matches!(self.value, Value::Usage) {
+                    self.enter();
+                }
+                self.depth = self.depth.saturating_add(1);
+                self.value = Value::Other;
+            }
+            b',' | b'}' | b']' => {
+                if let (Value::Count(name, Some(count)), Some(found)) = (self.value, &mut self.found) {
+                    found.values[name as usize] = Some(count);
+                }
+                self.value = Value::Other;
+                if byte != b',' {
+                    self.inside = self.inside.filter(|inside| *inside != self.depth);
+                    self.depth = self.depth.saturating_sub(1);
+                }
+            }
+            b' ' | b'\t' | b'\n' | b'\r' => {}
+            _ => {
+                if let Value::Count(_, count) = &mut self.value {
+                    *count = count.and_then(|count| with_digit(count, byte));
+                }
+            }
+        }
+    }
+
+    /// An object that is called so begins: what a tool was called with may have one too, but deeper.
+    fn enter(&mut self) {
+        let depth = self.depth;
+        if self.found.as_ref().is_none_or(|found| depth < found.depth) {
+            self.found = Some(Found {
+                depth,
+                ..Found::default()
+            });
+        }
+        if self.found.as_ref().is_some_and(|found| depth == found.depth) {
+            self.inside = Some(depth.saturating_add(1));
+        }
     }
 }
 
-impl Visitor for Counts {
-    fn wants(&self, depth: u32, key: bool) -> bool {
-        let inside = self.inside == Some(depth);
-        if key {
-            depth <= DEEPEST || inside
-        } else {
-            inside && self.name.is_some()
-        }
+fn with_digit(count: u64, digit: u8) -> Option<u64> {
+    let digit = char::from(digit).to_digit(10)?;
+    count.checked_mul(10)?.checked_add(digit.into())
+}
+
+/// A short text; of one that is too long to be a name, nothing.
+#[derive(Debug, Default)]
+struct Text {
+    bytes: [u8; Self::MAX],
+    length: usize,
+}
+
+impl Text {
+    /// The longest name that is looked for has 27 bytes.
+    const MAX: usize = 32;
+
+    fn is_empty(&self) -> bool {
+        self.length == 0
     }
 
-    fn key(&mut self, depth: u32, key: Option<&str>) {
-        let inside = self.inside == Some(depth);
-        self.expected = !inside && depth <= DEEPEST && matches!(key, Some("usage" | "usageMetadata"));
-        self.name = key.filter(|_| inside).and_then(Name::of);
+    fn push(&mut self, bytes: &[u8]) {
+        let end = self.length.saturating_add(bytes.len());
+        if let Some(place) = self.bytes.get_mut(self.length..end) {
+            place.copy_from_slice(bytes);
+        }
+        self.length = end;
     }
 
-    fn scalar(&mut self, depth: u32, value: Scalar<'_>) {
-        self.expected = false;
-        if let (Some(name), Scalar::Number(Some(text))) =
-            (self.name.filter(|_| self.inside == Some(depth)), value)
-            && let Ok(count) = text.parse()
-        {
-            self.values[name as usize] = Some(count);
-        }
+    fn clear(&mut self) {
+        self.length = 0;
     }
 
-    fn open(&mut self, depth: u32, object: bool) {
-        if self.expected && object {
-            self.inside = Some(depth);
-        }
-        self.expected = false;
-        self.name = None;
+    fn spoil(&mut self) {
+        self.length = usize::MAX;
     }
 
-    fn close(&mut self, depth: u32) {
-        if self.inside == Some(depth) {
-            self.inside = None;
-        }
+    fn get(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
     }
 }
 
@@ -286,6 +515,32 @@ mod tests {
             for size in [1, 2, 3, 7, answer.len()] {
                 let expected = Some(Usage { input, output });
                 assert_eq!(observe(content_type, answer, size), expected, "{answer}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_the_provider_says_itself_counts() {
+        let tool = r#"[{"input":{"usage":{"input_tokens":999,"output_tokens":999}}}]"#;
+        let usage = r#"{"input_tokens":5}"#;
+        for (answer, expected) in [
+            (format!(r#"{{"content":{tool},"usage":{usage}}}"#), Some(5)),
+            (format!(r#"{{"usage":{usage},"content":{tool}}}"#), Some(5)),
+            (
+                format!(r#"{{"a":"usage","message":{{"usage":{usage}}}}}"#),
+                Some(5),
+            ),
+            (format!(r#"{{"content":{tool}}}"#), None),
+            (
+                r#"{"content":"\\\"usage\":{\"input_tokens\":9}"}"#.to_owned(),
+                None,
+            ),
+            // It breaks off.
+            (format!(r#"{{"usage":{usage}"#), None),
+        ] {
+            let expected = expected.map(|input| Usage { input, output: 0 });
+            for size in [1, 2, 3, 7, answer.len()] {
+                assert_eq!(observe("application/json", &answer, size), expected, "{answer}");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What is counted of one access, and which versions its running requests go on with.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use hyper::StatusCode;
@@ -163,7 +163,8 @@ pub struct Account {
     tokens: [Counter; 2],
     first_byte: Histogram,
     duration: Histogram,
-    in_use: Mutex<BTreeMap<u64, u64>>,
+    /// Versions, which are a few at most, and how many running requests use each.
+    in_use: Mutex<Vec<(u64, u64)>>,
 }
 
 impl Account {
@@ -220,22 +221,29 @@ impl Account {
 
     /// How many running requests use each version.
     pub fn in_use(&self) -> BTreeMap<u64, u64> {
-        self.in_use.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.uses().iter().copied().collect()
     }
 
     fn begin_use(&self, version: u64) {
-        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
-        *in_use.entry(version).or_default() += 1;
+        let mut uses = self.uses();
+        match uses.iter_mut().find(|(used, _)| *used == version) {
+            Some((_, count)) => *count += 1,
+            None => uses.push((version, 1)),
+        }
     }
 
     fn end_use(&self, version: u64) {
-        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = in_use.get_mut(&version) {
-            *count -= 1;
-            if *count == 0 {
-                in_use.remove(&version);
+        let mut uses = self.uses();
+        if let Some(at) = uses.iter().position(|(used, _)| *used == version) {
+            uses[at].1 -= 1;
+            if uses[at].1 == 0 {
+                uses.swap_remove(at);
             }
         }
+    }
+
+    fn uses(&self) -> MutexGuard<'_, Vec<(u64, u64)>> {
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

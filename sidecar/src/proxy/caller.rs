@@ -3,10 +3,9 @@
 
 use std::borrow::Cow;
 
-use hyper::header::{COOKIE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{COOKIE, Entry, HeaderMap, HeaderName, HeaderValue};
 use llmwarden_proto::names;
 use llmwarden_proto::profile::AuthHeader;
-use memchr::memchr;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::Choice;
 
@@ -52,13 +51,14 @@ pub fn authenticate<'a>(
         .cloned()
         .collect();
     for name in names {
-        for value in headers.get_all(&name) {
-            // A cookie is not sent as a key.
-            if name != COOKIE {
-                found.consider(credential(value, auth));
-            }
+        let Entry::Occupied(entry) = headers.entry(name) else {
+            continue;
+        };
+        let (name, values) = entry.remove_entry_mult();
+        // A cookie is not sent as a key.
+        for value in values.filter(|_| name != COOKIE) {
+            found.consider(credential(&value, auth));
         }
-        headers.remove(name);
     }
     let mut left = query.map(Cow::Borrowed);
     if let Some(query) = query {
@@ -118,20 +118,24 @@ impl<'a> Verdict<'a> {
     }
 }
 
-/// Whether a header is one that providers, or gateways before them, take credentials from.
+/// Whether a header is one that providers, or gateways before them, take credentials from. Every header is asked about, so
+/// that what hardly any has is looked for first.
 fn holds_credential(name: &HeaderName, auth: &AuthHeader) -> bool {
-    const ENDS: [&str; 5] = [
-        "api-key",
-        "subscription-key",
-        "auth-token",
-        "access-token",
-        "security-token",
-    ];
+    const WORD: &str = "authorization";
+    const KEYS: [&str; 2] = ["api-key", "subscription-key"];
+    const TOKENS: [&str; 3] = ["auth-token", "access-token", "security-token"];
     let text = name.as_str();
-    name == COOKIE
-        // Hardly any other has that letter, and looking for a word takes longer.
-        || (memchr(b'z', text.as_bytes()).is_some() && text.contains("authorization"))
-        || ENDS.iter().any(|end| text.ends_with(end))
+    let ends = |ends: &[&str]| ends.iter().any(|end| text.ends_with(end));
+    let by_its_end = match text.as_bytes() {
+        [.., b'k', b'e', b'y'] => ends(&KEYS),
+        [.., b'k', b'e', b'n'] => ends(&TOKENS),
+        _ => false,
+    };
+    by_its_end
+        || text == "cookie"
+        // Hardly any other has a z where one with that word does.
+        || text.as_bytes().get(7..text.len().saturating_sub(5)).is_some_and(|middle| middle.contains(&b'z'))
+            && text.contains(WORD)
         || text.eq_ignore_ascii_case(&auth.header)
 }
 

@@ -1,6 +1,7 @@
 //! Whether a request may be made, and where its model is to be read.
 
 use std::borrow::Cow;
+use std::cell::LazyCell;
 
 use hyper::Method;
 use llmwarden_proto::delivery::{ModelPlace, Route, Upstream};
@@ -42,12 +43,20 @@ pub fn decide<'a>(
     }
     let limited = !upstream.models.is_empty();
     let path = path.strip_suffix('/').unwrap_or(path);
-    let segments: Vec<_> = path.split('/').skip(1).map(decoded).collect();
+    // Most requests are for a route that needs none of them.
+    let segments = LazyCell::new(|| path.split('/').skip(1).map(decoded).collect::<Vec<_>>());
     let matched = upstream
         .routes
         .iter()
         .filter(|route| route.method == "*" || route.method == method.as_str())
-        .find_map(|route| Some((route, matches(route, path, &segments)?)));
+        .find_map(|route| {
+            let model = if route.path == path && is_plain(path) {
+                ""
+            } else {
+                matches(route, &segments)?
+            };
+            Some((route, model))
+        });
     let Some((route, model)) = matched else {
         return if limited {
             Decision::Denied(NOT_KNOWN)
@@ -66,7 +75,7 @@ pub fn decide<'a>(
         }
         ModelPlace::Body => Decision::ModelInBody,
         ModelPlace::Path if model.is_empty() => Decision::Denied(NOT_KNOWN),
-        ModelPlace::Path => Decision::Model(model),
+        ModelPlace::Path => Decision::Model(model.to_owned()),
     }
 }
 
@@ -90,13 +99,10 @@ fn names_model(upstream: &Upstream, query: &str) -> bool {
 }
 
 /// What of the path names the model, if the route matches; empty where nothing does.
-fn matches(route: &Route, path: &str, segments: &[Cow<'_, str>]) -> Option<String> {
-    if route.path == path && is_plain(path) {
-        return Some(String::new());
-    }
+fn matches<'s>(route: &Route, segments: &'s [Cow<'s, str>]) -> Option<&'s str> {
     // What is denied stays so however a lenient server reads it.
     let loose = route.model == ModelPlace::Denied;
-    walk(route.path.strip_prefix('/'), segments, loose).map(str::to_owned)
+    walk(route.path.strip_prefix('/'), segments, loose)
 }
 
 /// Matches segment by segment, and returns what `{model}` stands for, if there is one.

@@ -2,6 +2,7 @@
 //! refused, since the provider is to see the path that was decided about.
 
 use hyper::Uri;
+use memchr::memchr;
 
 use super::query::octet;
 
@@ -79,7 +80,7 @@ impl<'a> Target<'a> {
             return Err(Tricky::AuthorityForm);
         }
         let below = uri.path().strip_prefix(PREFIX).ok_or(Tricky::NoAccess)?;
-        let at = below.find('/').unwrap_or(below.len());
+        let at = memchr(b'/', below.as_bytes()).unwrap_or(below.len());
         let (access, path) = below.split_at(at);
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
         if access.is_empty() || access.starts_with('.') || !access.bytes().all(plain) {
@@ -112,12 +113,12 @@ fn check(path: &str) -> Result<(), Tricky> {
         }
         rest = tail;
     }
-    let mut segments = path.split('/').skip(1).peekable();
+    let mut segments = path.as_bytes().split(|byte| *byte == b'/').skip(1).peekable();
     while let Some(segment) = segments.next() {
         match segment {
-            "." | ".." => return Err(Tricky::DotSegment),
+            b"." | b".." => return Err(Tricky::DotSegment),
             // At the end it is a slash.
-            "" if segments.peek().is_some() => return Err(Tricky::EmptySegment),
+            b"" if segments.peek().is_some() => return Err(Tricky::EmptySegment),
             _ => {}
         }
     }

@@ -31,7 +31,7 @@ use tracing::{debug, warn};
 use crate::metrics::Metrics;
 use farewell::Refusal;
 use stream::Stream;
-use timer::LazyTimer;
+pub use timer::LazyTimer;
 
 /// How long a head may take, and how long a connection may wait for its next request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,6 +83,8 @@ pub struct Place {
     permit: Mutex<Option<OwnedSemaphorePermit>>,
     /// Whether what the client reads now may be a stream, which it reads as slowly as it likes.
     streaming: AtomicBool,
+    /// For what its requests wait for, which is one thing at a time.
+    timer: LazyTimer,
 }
 
 impl Place {
@@ -94,6 +96,11 @@ impl Place {
     /// Says whether the answer to come may be a stream.
     pub fn set_streaming(&self, streaming: bool) {
         self.streaming.store(streaming, Ordering::Relaxed);
+    }
+
+    /// A timer for limits of one length.
+    pub fn timer(&self) -> &LazyTimer {
+        &self.timer
     }
 
     fn is_streaming(&self) -> bool {
@@ -163,6 +170,7 @@ impl Server {
                     places: self.places.clone(),
                     permit: Mutex::new(Some(permit)),
                     streaming: AtomicBool::new(false),
+                    timer: LazyTimer::default(),
                 });
                 self.connections
                     .spawn(self.clone().converse(connection, place, site.clone()));
@@ -184,7 +192,9 @@ impl Server {
         let mut http = http1::Builder::new();
         http.timer(LazyTimer::default())
             .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(MAX_HEAD_BYTES);
+            .max_buf_size(MAX_HEAD_BYTES)
+            // Answers and pieces of streams are short: to put them behind their heads costs less than to write two parts.
+            .writev(false);
         let mut serving = http.serve_connection(TokioIo::new(stream), Conversation { site, place });
         let ended = tokio::select! {
             biased;

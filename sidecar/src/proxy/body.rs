@@ -73,7 +73,10 @@ impl Inbound {
             });
         };
         let (mut size, mut trailers) = (0, None);
-        while let Some(frame) = body.frame().await {
+        // Of one with a length, the end is not waited for.
+        while !body.is_end_stream()
+            && let Some(frame) = body.frame().await
+        {
             match frame?.into_data() {
                 Ok(data) => {
                     size += data.len();

@@ -1,10 +1,13 @@
 //! One exchange with a provider: the request goes out with the live key; if the provider says that the key is dead, once more
 //! with another one, and, if that was the one before, with the next.
 
+use std::future::ready;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::future::Either;
 use http_body_util::BodyExt;
 use hyper::{HeaderMap, Method, Request, Response, Uri};
 use llmwarden_proto::delivery::Upstream;
@@ -13,12 +16,13 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::account::Exchange;
-use super::body::{Inbound, Inspection, Outbound, Refused};
+use super::body::{Outbound, Refused};
 use super::dead_key;
-use super::headers::Packed;
+use super::packed::Packed;
 use super::refusal::Refusal;
 use super::upstream::Provider;
-use crate::client::Received;
+use crate::client::{self, Received};
+use crate::server::LazyTimer;
 use crate::store::{Delivered, Held, LiveKey, Slot};
 
 /// How long the head of an answer may take, the request's own body included: reasoning models think for minutes.
@@ -35,6 +39,7 @@ const NEXT_KEY: Duration = Duration::from_secs(3);
 const MAX_KEYS: usize = 3;
 
 /// A request as it is to go out, but for the key.
+#[derive(Default)]
 pub struct Head {
     /// Its method.
     pub method: Method,
@@ -62,77 +67,70 @@ pub struct Forward<'a> {
     pub slot: &'a mut watch::Receiver<Slot>,
     /// What this request begins with.
     pub delivered: &'a Arc<Delivered>,
-    /// What is asked. Its headers are taken out for the first try.
+    /// What is asked. It is taken for each try.
     pub head: &'a mut Head,
     /// Where it is counted.
     pub exchange: &'a mut Exchange,
+    /// How long the head of an answer may take is counted there.
+    pub timer: &'a LazyTimer,
 }
 
+/// What comes of a request that was sent.
+type Sent = Result<Response<Received<Outbound>>, client::Error>;
+
 impl Forward<'_> {
-    /// Sends the request, and waits for the head of the answer that counts.
-    pub async fn answer(
+    /// Sends the request with a body that is held, and waits for the head of the answer that counts.
+    pub fn answer(
         mut self,
-        body: Inbound,
-        inspection: Option<Box<Inspection>>,
-    ) -> Result<Answered, Refusal> {
-        // Held until the answer is there, as long as its reservation.
-        let (data, trailers, _reservation) = match body {
-            Inbound::Whole {
-                data,
-                trailers,
-                reservation,
-            } => (data, trailers, reservation),
-            Inbound::Begun {
-                read,
-                rest,
-                reservation,
-            } => {
-                let refused = Refused::default();
-                let body = Outbound::passing(read, rest, reservation, inspection, refused.clone());
-                return Box::pin(self.answer_once(body, refused)).await;
-            }
-        };
-        let packed = Packed::new(&self.head.headers);
-        let mut headers = std::mem::take(&mut self.head.headers);
-        let mut delivered = self.delivered.clone();
-        let mut key = live_key(&delivered)?.clone();
-        let mut dead = Vec::new();
-        loop {
-            let body = Outbound::held(&data, trailers.as_deref());
-            let response = self.send(headers, &key, body, None).await?;
-            if let Some(answered) = self.judge(response).await? {
-                let is_live = delivered.live().is_some_and(|live| live.key.is(&key));
-                if answered.response.status().is_success() && is_live {
-                    delivered.trust();
+        data: Bytes,
+        trailers: Option<Box<HeaderMap>>,
+    ) -> impl Future<Output = Result<Answered, Refusal>> + Send {
+        let packed = Packed::new(self.head);
+        // What an `async fn` is given, it would hold twice.
+        async move {
+            let mut delivered = self.delivered.clone();
+            let mut key = live_key(&delivered)?.clone();
+            let mut dead = Vec::new();
+            loop {
+                let body = Outbound::held(&data, trailers.as_deref());
+                let timer = self.timer;
+                let sent = self.send(&key, body)?;
+                let response = response(timer, sent, None).await?;
+                if let Some(answered) = self.judge(response).await? {
+                    let is_live = delivered.live().is_some_and(|live| live.key.is(&key));
+                    if answered.response.status().is_success() && is_live {
+                        delivered.trust();
+                    }
+                    return Ok(answered);
                 }
-                return Ok(answered);
+                dead.push(key);
+                let other = Box::pin(self.other_key(&dead)).await;
+                let Some((other, newer)) = other else {
+                    return Err(Refusal::DeadKey {
+                        retry: self.has_moved(),
+                    });
+                };
+                if dead.len() == MAX_KEYS {
+                    return Err(Refusal::DeadKey { retry: true });
+                }
+                let version = newer.version();
+                info!(
+                    version,
+                    "the provider says that the key is dead; once more with another one"
+                );
+                self.exchange.retry(version);
+                (key, delivered) = (other, newer);
+                *self.head = packed.unpack();
             }
-            dead.push(key);
-            let other = Box::pin(self.other_key(&dead)).await;
-            let Some((other, newer)) = other else {
-                return Err(Refusal::DeadKey {
-                    retry: self.has_moved(),
-                });
-            };
-            if dead.len() == MAX_KEYS {
-                return Err(Refusal::DeadKey { retry: true });
-            }
-            let version = newer.version();
-            info!(
-                version,
-                "the provider says that the key is dead; once more with another one"
-            );
-            self.exchange.retry(version);
-            (key, delivered) = (other, newer);
-            headers = packed.unpack();
         }
     }
 
-    /// With a body that passes: it is gone then, and only the caller can send it again.
-    async fn answer_once(&mut self, body: Outbound, refused: Refused) -> Result<Answered, Refusal> {
+    /// The same with a body that passes: it is gone then, and only the caller can send it again.
+    pub async fn answer_once(mut self, body: Outbound, refused: Refused) -> Result<Answered, Refusal> {
         let key = live_key(self.delivered)?.clone();
-        let headers = std::mem::take(&mut self.head.headers);
-        let response = self.send(headers, &key, body, Some(&refused)).await?;
+        let timer = self.timer;
+        let sent = self.send(&key, body)?;
+        let response = response(timer, sent, Some(&refused)).await?;
         match self.judge(response).await? {
             Some(answered) => Ok(answered),
             None => Err(Refusal::DeadKey {
@@ -141,41 +139,33 @@ impl Forward<'_> {
         }
     }
 
-    async fn send(
-        &self,
-        headers: HeaderMap,
+    /// Puts the key in, and begins to send. The future is boxed: with it, that of the whole request would be larger than what
+    /// an allocator has at hand.
+    fn send(
+        &mut self,
         key: &LiveKey,
         body: Outbound,
-        refused: Option<&Refused>,
-    ) -> Result<Response<Received<Outbound>>, Refusal> {
+    ) -> Result<Pin<Box<impl Future<Output = Sent>>>, Refusal> {
         let mut request = Request::new(body);
-        *request.method_mut() = self.head.method.clone();
-        *request.uri_mut() = self.head.uri.clone();
-        *request.headers_mut() = headers;
+        let head = std::mem::take(self.head);
+        *request.method_mut() = head.method;
+        *request.uri_mut() = head.uri;
+        *request.headers_mut() = head.headers;
         let (name, value) = key.header().cloned().ok_or(Refusal::NoUpstream)?;
         request.headers_mut().insert(name, value);
-        match tokio::time::timeout(HEAD_TIMEOUT, self.provider.client.send(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => {
-                if let Some(refusal) = refused.and_then(Refused::take) {
-                    return Err(refusal);
-                }
-                warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the provider was not reached"
-                );
-                Err(Refusal::UpstreamUnreachable)
-            }
-            Err(_) => Err(Refusal::UpstreamTimeout),
-        }
+        Ok(Box::pin(self.provider.client.send(request)))
     }
 
     /// The answer as it is to be passed on; nothing if it says that the key is dead.
-    async fn judge(&self, response: Response<Received<Outbound>>) -> Result<Option<Answered>, Refusal> {
+    fn judge(
+        &self,
+        response: Response<Received<Outbound>>,
+    ) -> impl Future<Output = Result<Option<Answered>, Refusal>> {
         if dead_key::may_be_dead_key(self.upstream, response.status()) {
-            return Box::pin(self.read_verdict(response)).await;
+            Either::Left(Box::pin(self.read_verdict(response)))
+        } else {
+            Either::Right(ready(Ok(Some(Answered { response, read: None }))))
         }
-        Ok(Some(Answered { response, read: None }))
     }
 
     async fn read_verdict(
@@ -229,6 +219,28 @@ impl Forward<'_> {
     /// Whether a request that is sent again would go elsewhere.
     fn has_moved(&self) -> bool {
         has_moved(self.upstream, &self.slot.borrow())
+    }
+}
+
+/// Waits for the head of an answer.
+async fn response(
+    timer: &LazyTimer,
+    sent: impl Future<Output = Sent> + Unpin,
+    refused: Option<&Refused>,
+) -> Result<Response<Received<Outbound>>, Refusal> {
+    match timer.within(HEAD_TIMEOUT, sent).await {
+        Some(Ok(response)) => Ok(response),
+        Some(Err(error)) => {
+            if let Some(refusal) = refused.and_then(Refused::take) {
+                return Err(refusal);
+            }
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "the provider was not reached"
+            );
+            Err(Refusal::UpstreamUnreachable)
+        }
+        None => Err(Refusal::UpstreamTimeout),
     }
 }
 

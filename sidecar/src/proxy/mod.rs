@@ -13,6 +13,7 @@ mod forward;
 pub mod headers;
 pub mod json;
 pub mod models;
+mod packed;
 pub mod query;
 pub mod refusal;
 pub mod routes;
@@ -36,11 +37,11 @@ use tracing::warn;
 
 use crate::endpoint::guard::{self, Guard, Transport};
 use crate::metrics::Metrics;
-use crate::server::{Answer, Answering, Place, at_once, later};
+use crate::server::{Answer, Answering, LazyTimer, Place, at_once, later};
 use crate::store::{Delivered, Held, Slot, Store};
 use account::{Account, Exchange};
 use answer::Relayed;
-use body::{Inbound, Inspection, MAX_HELD_TOTAL};
+use body::{Inbound, Inspection, MAX_HELD_TOTAL, Outbound, Refused};
 use forward::{Answered, Forward, Head};
 use models::{Ambiguous, Named, Scanner};
 use refusal::Refusal;
@@ -126,7 +127,7 @@ impl Proxy {
         let (head, body) = request.into_parts();
         let target = Target::parse(&head.uri);
         match self.admit(head.method, target, head.headers, transport) {
-            Ok(passing) => later(passing.answer(body)),
+            Ok(passing) => later(passing.answer(body, place.timer().clone())),
             Err(Refuse { refusal, shape }) => {
                 let name = target.map_or("", |target| target.access);
                 match self.accesses.get(name) {
@@ -251,11 +252,11 @@ struct Passing {
 }
 
 impl Passing {
-    fn answer(mut self, body: Incoming) -> impl Future<Output = Answer> + Send {
+    fn answer(mut self, body: Incoming, timer: LazyTimer) -> impl Future<Output = Answer> + Send {
         let has_body = !body.is_end_stream();
         // What an `async fn` is given, it would hold twice.
         async move {
-            match self.pass(body).await {
+            match self.pass(body, &timer).await {
                 Ok(answered) => relay(answered, self.exchange),
                 Err(refusal) => {
                     let account = &self.access.account;
@@ -266,7 +267,7 @@ impl Passing {
         }
     }
 
-    async fn pass(&mut self, body: Incoming) -> Result<Answered, Refusal> {
+    async fn pass(&mut self, body: Incoming, timer: &LazyTimer) -> Result<Answered, Refusal> {
         let body = Inbound::read(body, &self.room).await?;
         // A caller takes its time to send it: what holds by now counts.
         let now = held(&self.slot)?;
@@ -289,8 +290,25 @@ impl Passing {
             delivered: &self.delivered,
             head: &mut self.head,
             exchange: &mut self.exchange,
+            timer,
         };
-        forward.answer(body, inspection).await
+        match body {
+            Inbound::Whole {
+                data,
+                trailers,
+                // Held until the answer is there.
+                reservation: _reservation,
+            } => forward.answer(data, trailers).await,
+            Inbound::Begun {
+                read,
+                rest,
+                reservation,
+            } => {
+                let refused = Refused::default();
+                let body = Outbound::passing(read, rest, reservation, inspection, refused.clone());
+                Box::pin(forward.answer_once(body, refused)).await
+            }
+        }
     }
 }
 

@@ -1,11 +1,13 @@
-//! Time limits that are set again and again and hardly ever reached: for each request there is one for its head.
+//! Time limits that are set again and again and hardly ever reached: for each request there is one for its head, and for
+//! each that is passed on one for the head of its answer.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use hyper::rt::{Sleep, Timer};
 use tokio::time;
 
@@ -14,7 +16,27 @@ use crate::idle::poll_deadline;
 /// A connection's timer, for one limit at a time, and all of the same length: the runtime's own, which is set for an
 /// earlier one, is only set anew when it ends.
 #[derive(Debug, Clone, Default)]
-pub(super) struct LazyTimer(Arc<Mutex<Option<Pin<Box<time::Sleep>>>>>);
+pub struct LazyTimer(Arc<Mutex<Option<Pin<Box<time::Sleep>>>>>);
+
+impl LazyTimer {
+    /// Waits for something, but not for longer than this.
+    pub fn within<T>(
+        &self,
+        limit: Duration,
+        mut awaited: impl Future<Output = T> + Unpin,
+    ) -> impl Future<Output = Option<T>> {
+        let deadline = Instant::now() + limit;
+        poll_fn(move |cx| match awaited.poll_unpin(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => self.poll(deadline, cx).map(|()| None),
+        })
+    }
+
+    fn poll(&self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let mut timer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        poll_deadline(&mut timer, deadline.into(), cx)
+    }
+}
 
 struct Limit {
     deadline: Instant,
@@ -40,8 +62,7 @@ impl Future for Limit {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut timer = self.timer.0.lock().unwrap_or_else(PoisonError::into_inner);
-        poll_deadline(&mut timer, self.deadline.into(), cx)
+        self.timer.poll(self.deadline, cx)
     }
 }
 

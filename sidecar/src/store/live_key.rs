@@ -13,8 +13,11 @@ use crate::compare::same;
 /// A key that stays in the sidecar, and the header that carries it: its value is made once for all requests and wiped with the
 /// last of them.
 #[derive(Debug, Clone)]
-pub struct LiveKey {
-    secret: Arc<SecretString>,
+pub struct LiveKey(Arc<Sendable>);
+
+#[derive(Debug)]
+struct Sendable {
+    secret: SecretString,
     /// Its value is sensitive, so that it is shown to nobody. Absent where nothing says how the key is sent, or where it
     /// can't be.
     header: Option<(HeaderName, HeaderValue)>,
@@ -24,19 +27,18 @@ impl LiveKey {
     /// A key that is sent so.
     pub fn new(secret: SecretString, auth: Option<&AuthHeader>) -> Self {
         let header = auth.and_then(|auth| header(auth, &secret));
-        let secret = Arc::new(secret);
-        Self { secret, header }
+        Self(Arc::new(Sendable { secret, header }))
     }
 
     /// The header that carries it, unless it can't be sent.
     pub fn header(&self) -> Option<&(HeaderName, HeaderValue)> {
-        self.header.as_ref()
+        self.0.header.as_ref()
     }
 
     /// Whether it is the same as another one, compared without a hint of where they differ.
     pub fn is(&self, other: &Self) -> bool {
-        let (one, another) = (self.secret.expose_secret(), other.secret.expose_secret());
-        Arc::ptr_eq(&self.secret, &other.secret) || same(one.as_bytes(), another.as_bytes()).into()
+        let [one, another] = [self, other].map(|key| key.0.secret.expose_secret().as_bytes());
+        Arc::ptr_eq(&self.0, &other.0) || same(one, another).into()
     }
 }
 

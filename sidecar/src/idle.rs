@@ -31,14 +31,17 @@ pub enum Broken {
     Failed(BoxError),
 }
 
-/// Whether a moment has come. The timer is set for an earlier one, and only set anew when it ends: most deadlines are put off
-/// long before.
+/// Whether a moment has come. The timer may be set for an earlier one, and is only set anew when it ends: most deadlines are
+/// put off long before.
 pub fn poll_deadline(
     timer: &mut Option<Pin<Box<Sleep>>>,
     deadline: Instant,
     cx: &mut Context<'_>,
 ) -> Poll<()> {
     let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+    if deadline < timer.deadline() {
+        timer.as_mut().reset(deadline);
+    }
     while timer.as_mut().poll(cx).is_ready() {
         if deadline <= Instant::now() {
             return Poll::Ready(());

@@ -98,7 +98,7 @@ impl Place {
         self.streaming.store(streaming, Ordering::Relaxed);
     }
 
-    /// A timer for limits of one length.
+    /// Its timer.
     pub fn timer(&self) -> &LazyTimer {
         &self.timer
     }
@@ -192,9 +192,7 @@ impl Server {
         let mut http = http1::Builder::new();
         http.timer(LazyTimer::default())
             .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(MAX_HEAD_BYTES)
-            // Answers and pieces of streams are short: to put them behind their heads costs less than to write two parts.
-            .writev(false);
+            .max_buf_size(MAX_HEAD_BYTES);
         let mut serving = http.serve_connection(TokioIo::new(stream), Conversation { site, place });
         let ended = tokio::select! {
             biased;

@@ -234,6 +234,9 @@ mod tests {
             ("x-litellm-api-key", "secret"),
             ("ocp-apim-subscription-key", "secret"),
             ("x-goog-iam-authorization-token", "secret"),
+            ("x-auth-token", "secret"),
+            ("x-access-token", "secret"),
+            ("x-amz-security-token", "secret"),
             ("openai-organization", "org-1"),
         ]);
         assert_eq!(
@@ -273,6 +276,23 @@ mod tests {
         fn a_query_without_credentials_stays_as_it_is(query in "[b-h&=%0-9.]{0,30}") {
             let mut all = headers(&[("x-api-key", PLACEHOLDER)]);
             prop_assert_eq!(check(&mut all, Some(&query)), Ok(Some(query.as_str().into())));
+        }
+
+        #[test]
+        fn no_name_of_a_credential_is_missed(
+            before in "[a-z-]{0,9}",
+            word in "authorization|api-key|subscription-key|(auth|access|security)-token|cookie|[a-z-]{1,14}",
+            after in "[a-z-]{0,9}",
+        ) {
+            const ENDS: [&str; 5] = ["api-key", "subscription-key", "auth-token", "access-token", "security-token"];
+            for text in [format!("{before}{word}{after}"), format!("{before}{word}"), word] {
+                let plainly = text == "cookie"
+                    || text.contains("authorization")
+                    || ENDS.iter().any(|end| text.ends_with(end));
+                let name = HeaderName::try_from(&text).expect("a name");
+                let auth = ProviderKind::Openai.auth_header();
+                prop_assert_eq!(holds_credential(&name, &auth), plainly, "{}", text);
+            }
         }
 
         #[test]

@@ -39,13 +39,13 @@ const NEXT_KEY: Duration = Duration::from_secs(3);
 const MAX_KEYS: usize = 3;
 
 /// A request as it is to go out, but for the key.
-#[derive(Default)]
 pub struct Head {
     /// Its method.
     pub method: Method,
     /// The path and the query.
     pub uri: Uri,
-    /// Without anything of the caller's that is a credential, or is about the caller's connection only.
+    /// Without anything of the caller's that is a credential, or is about the caller's connection only. Its `Host` is still
+    /// there: the client always puts the provider's in its place.
     pub headers: HeaderMap,
 }
 
@@ -67,8 +67,8 @@ pub struct Forward<'a> {
     pub slot: &'a mut watch::Receiver<Slot>,
     /// What this request begins with.
     pub delivered: &'a Arc<Delivered>,
-    /// What is asked. It is taken for each try.
-    pub head: &'a mut Head,
+    /// What is asked, until it is sent.
+    pub head: &'a mut Option<Head>,
     /// Where it is counted.
     pub exchange: &'a mut Exchange,
     /// How long the head of an answer may take is counted there.
@@ -85,7 +85,7 @@ impl Forward<'_> {
         data: Bytes,
         trailers: Option<Box<HeaderMap>>,
     ) -> impl Future<Output = Result<Answered, Refusal>> + Send {
-        let packed = Packed::new(self.head);
+        let packed = self.head.as_ref().map(Packed::new);
         // What an `async fn` is given, it would hold twice.
         async move {
             let mut delivered = self.delivered.clone();
@@ -120,7 +120,7 @@ impl Forward<'_> {
                 );
                 self.exchange.retry(version);
                 (key, delivered) = (other, newer);
-                *self.head = packed.unpack();
+                *self.head = packed.as_ref().and_then(Packed::unpack);
             }
         }
     }
@@ -139,15 +139,15 @@ impl Forward<'_> {
         }
     }
 
-    /// Puts the key in, and begins to send. The future is boxed: with it, that of the whole request would be larger than what
-    /// an allocator has at hand.
+    /// Puts the key in; what this returns sends the request. It is boxed: with it, the future of the whole request would be
+    /// larger than what an allocator has at hand.
     fn send(
         &mut self,
         key: &LiveKey,
         body: Outbound,
     ) -> Result<Pin<Box<impl Future<Output = Sent>>>, Refusal> {
         let mut request = Request::new(body);
-        let head = std::mem::take(self.head);
+        let head = self.head.take().ok_or(Refusal::NoUpstream)?;
         *request.method_mut() = head.method;
         *request.uri_mut() = head.uri;
         *request.headers_mut() = head.headers;

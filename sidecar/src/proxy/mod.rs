@@ -174,7 +174,7 @@ impl Proxy {
                 let account = access.account.clone();
                 Ok(Passing {
                     way,
-                    head,
+                    head: Some(head),
                     exchange: Exchange::begin(account, delivered.version(), place),
                     access,
                     slot,
@@ -245,7 +245,8 @@ struct Passing {
     slot: watch::Receiver<Slot>,
     delivered: Arc<Delivered>,
     way: Way,
-    head: Head,
+    /// Until it is sent.
+    head: Option<Head>,
     exchange: Exchange,
     room: Arc<Semaphore>,
     shape: ErrorShape,
@@ -273,7 +274,8 @@ impl Passing {
         let now = held(&self.slot)?;
         if !Arc::ptr_eq(&now, &self.delivered) {
             let upstream = now.upstream().ok_or(Refusal::NoUpstream)?;
-            self.way = self.access.way(upstream, &self.head)?;
+            let head = self.head.as_ref().ok_or(Refusal::NoUpstream)?;
+            self.way = self.access.way(upstream, head)?;
             self.exchange.go_on_with(now.version());
             self.delivered = now;
         }

@@ -37,21 +37,20 @@ impl Packed {
         }
     }
 
-    /// The head.
-    pub fn unpack(&self) -> Head {
-        let mut parts = self.text.split(|byte| *byte == END);
-        let uri = parts.next().and_then(|target| Uri::try_from(target).ok());
-        let header = || {
-            let (name, value) = (parts.next()?, parts.next()?);
-            HeaderName::from_bytes(name)
-                .ok()
-                .zip(HeaderValue::from_bytes(value).ok())
-        };
-        Head {
-            method: self.method.clone(),
-            headers: std::iter::from_fn(header).collect::<HeaderMap>(),
-            uri: uri.unwrap_or_default(),
+    /// The head, all of it.
+    pub fn unpack(&self) -> Option<Head> {
+        let mut parts = self.text.strip_suffix(&[END])?.split(|byte| *byte == END);
+        let uri = Uri::try_from(parts.next()?).ok()?;
+        let mut headers = HeaderMap::new();
+        while let Some(name) = parts.next() {
+            let name = HeaderName::from_bytes(name).ok()?;
+            headers.append(name, HeaderValue::from_bytes(parts.next()?).ok()?);
         }
+        Some(Head {
+            method: self.method.clone(),
+            uri,
+            headers,
+        })
     }
 }
 
@@ -78,7 +77,7 @@ mod tests {
                 uri: Uri::from_static(uri),
                 headers,
             };
-            let unpacked = Packed::new(&head).unpack();
+            let unpacked = Packed::new(&head).unpack().expect("all of it");
             assert_eq!((unpacked.method, unpacked.uri), (head.method, head.uri));
             assert!(unpacked.headers.iter().eq(head.headers.iter()), "{uri}");
         }

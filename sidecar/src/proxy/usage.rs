@@ -157,7 +157,8 @@ impl Name {
 /// By [`Name`].
 type Values = [Option<u64>; 6];
 
-/// `usage` stands in the outermost object, or in one directly inside (`response`, `message`, a chunk in an array).
+/// `usage` stands in the outermost object, or in one directly inside (`response`, `message`, a chunk in an array). Where there
+/// are both, which no provider has, the outer one counts.
 const DEEPEST: i32 = 2;
 
 /// What the object with the counts is called: `usage`, or `usageMetadata`. In a text, a backslash stands before the quote.
@@ -546,6 +547,18 @@ mod tests {
     }
 
     #[test]
+    fn it_stands_in_the_outermost_object_or_one_in_it() {
+        for around in 0..5 {
+            for (open, close) in [("{\"a\":[1],\"b\":", "}"), ("[[],", "]")] {
+                let (open, close) = (open.repeat(around), close.repeat(around));
+                let answer = format!(r#"{open}{{"usage":{{"input_tokens":5}}}}{close}"#);
+                let expected = (around < 2).then_some(Usage { input: 5, output: 0 });
+                assert_eq!(observe("application/json", &answer, 7), expected, "{answer}");
+            }
+        }
+    }
+
+    #[test]
     fn what_says_nothing_counts_nothing() {
         assert_eq!(observe("application/json", r#"{"usage":null}"#, 3), None);
         assert_eq!(
@@ -575,7 +588,77 @@ mod tests {
         assert!(Observer::of(&HeaderMap::new()).is_none());
     }
 
+    /// Objects and arrays in one another, some of which say what was used.
+    fn documents() -> impl Strategy<Value = serde_json::Value> {
+        let used = (0..9_u64).prop_map(|input| serde_json::json!({ "input_tokens": input }));
+        let leaf = prop_oneof![
+            used.clone(),
+            any::<i8>().prop_map(Into::into),
+            "[a-z\\\\\"{}\\[\\]:,]{0,40}".prop_map(Into::into),
+            Just(serde_json::Value::Null),
+        ];
+        leaf.prop_recursive(4, 24, 4, move |inner| {
+            let name = "usage|usageMetadata|input_tokens|\"usage|[a-z\"\\\\]{0,40}";
+            let member = prop_oneof![
+                (name.prop_map(String::from), inner.clone()),
+                (Just("usage".to_owned()), used.clone())
+            ];
+            prop_oneof![
+                prop::collection::vec(inner, 0..4).prop_map(Into::into),
+                prop::collection::btree_map(
+                    prop_oneof![
+                        member.clone().prop_map(|(name, _)| name),
+                        Just("usage".to_owned())
+                    ],
+                    member.prop_map(|(_, value)| value),
+                    0..4
+                )
+                .prop_map(|members| members.into_iter().collect::<serde_json::Map<_, _>>().into()),
+            ]
+        })
+        .prop_flat_map(|inner| {
+            // Most would say it in their outermost object.
+            (0..4_usize, Just(inner)).prop_map(|(around, inner)| {
+                (0..around).fold(inner, |inner, depth| match depth % 2 {
+                    0 => serde_json::json!({ "a": inner }),
+                    _ => serde_json::json!([[], inner]),
+                })
+            })
+        })
+    }
+
+    /// What a document says, in the words of a parser that keeps all of it.
+    fn expected(document: &serde_json::Value) -> Option<u64> {
+        let children = |value: &serde_json::Value| match value {
+            serde_json::Value::Array(items) => items.clone(),
+            serde_json::Value::Object(members) => members.values().cloned().collect(),
+            _ => Vec::new(),
+        };
+        let mut level = vec![document.clone()];
+        for _ in 0..DEEPEST {
+            let objects = level.iter().filter_map(serde_json::Value::as_object);
+            let usages: Vec<_> = objects
+                .flat_map(|object| object.iter())
+                .filter(|(name, value)| {
+                    matches!(name.as_str(), "usage" | "usageMetadata") && value.is_object()
+                })
+                .collect();
+            if !usages.is_empty() {
+                let counts = usages.iter().map(|(_, usage)| usage["input_tokens"].as_u64());
+                return counts.flatten().last();
+            }
+            level = level.iter().flat_map(children).collect();
+        }
+        None
+    }
+
     proptest! {
+        #[test]
+        fn it_finds_what_a_parser_finds(document in documents(), size in 1..40_usize) {
+            let counted = observe("application/json", &document.to_string(), size);
+            prop_assert_eq!(counted.map(|usage| usage.input), expected(&document), "{}", document);
+        }
+
         #[test]
         fn nothing_upsets_it(answer in "[data: {}\\[\\]\"usage,1\r\n]{0,80}", size in 1..9_usize) {
             for content_type in ["application/json", EVENTS] {

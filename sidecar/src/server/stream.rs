@@ -46,25 +46,6 @@ impl Stream {
     pub(super) fn into_inner(self) -> Connection {
         self.inner
     }
-
-    /// Gives up a client that has not read for too long.
-    fn wait_for(
-        &mut self,
-        written: Poll<io::Result<usize>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
-        let streaming = self.place.is_streaming();
-        if written.is_pending() {
-            let limit = if streaming { STREAM_TIMEOUT } else { WRITE_TIMEOUT };
-            let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(limit)));
-            if patience.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-        } else if streaming {
-            self.patience = None;
-        }
-        written
-    }
 }
 
 impl AsyncRead for Stream {
@@ -83,13 +64,7 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        if is_refusal_without_words(buf) {
-            this.refused = true;
-            return Poll::Ready(Ok(buf.len()));
-        }
-        let written = Pin::new(&mut this.inner).poll_write(cx, buf);
-        this.wait_for(written, cx)
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -97,10 +72,26 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        // In parts, it is an answer with a body.
         let this = self.get_mut();
+        let mut parts = bufs.iter().filter(|part| !part.is_empty());
+        if let (Some(head), None) = (parts.next(), parts.next())
+            && is_refusal_without_words(head)
+        {
+            this.refused = true;
+            return Poll::Ready(Ok(head.len()));
+        }
         let written = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
-        this.wait_for(written, cx)
+        let streaming = this.place.is_streaming();
+        if written.is_pending() {
+            let limit = if streaming { STREAM_TIMEOUT } else { WRITE_TIMEOUT };
+            let patience = this.patience.get_or_insert_with(|| Box::pin(sleep(limit)));
+            if patience.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        } else if streaming {
+            this.patience = None;
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

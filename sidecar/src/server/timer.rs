@@ -13,7 +13,7 @@ use tokio::time;
 
 use crate::idle::poll_deadline;
 
-/// A connection's timer, for one limit at a time, and all of the same length: the runtime's own, which is set for an
+/// A connection's timer, for one limit at a time, best of all of the same length: the runtime's own, which is set for an
 /// earlier one, is only set anew when it ends.
 #[derive(Debug, Clone, Default)]
 pub struct LazyTimer(Arc<Mutex<Option<Pin<Box<time::Sleep>>>>>);
@@ -86,6 +86,26 @@ mod tests {
                 timer.sleep(LIMIT).await;
                 assert!(set.elapsed() >= LIMIT);
             }
+        });
+    }
+
+    #[test]
+    fn what_is_waited_for_comes_in_time_or_not_at_all() {
+        const LIMIT: Duration = Duration::from_millis(50);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
+        runtime.expect("a runtime").block_on(async {
+            let timer = LazyTimer::default();
+            // It counts from each beginning, whatever the timer was set for before.
+            for limit in [20 * LIMIT, LIMIT, 20 * LIMIT] {
+                let early = Box::pin(time::sleep(LIMIT / 10));
+                assert_eq!(timer.within(limit, early).await, Some(()));
+            }
+            let begun = Instant::now();
+            let never = std::future::pending::<()>();
+            assert_eq!(timer.within(LIMIT, never).await, None);
+            assert!((LIMIT..20 * LIMIT).contains(&begun.elapsed()));
         });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use hyper::header::AUTHORIZATION;
 use llmwarden_tests::fake_provider::{End, Pace, Seen};
 use tokio::time::sleep;
 
@@ -83,12 +84,24 @@ async fn the_key_before_is_taken_when_the_new_one_is_dead() {
     proxied.rotate(NEXT, Some(KEY)).await;
     let answer = proxied.ask(&proxied.chat(&hello(false))).await;
     assert_words(&answer, 200, &["piece 1"]);
-    let keys: Vec<_> = provider
-        .seen()
-        .iter()
-        .map(|seen| (seen.key, seen.status))
-        .collect();
+    let seen = provider.seen();
+    let keys: Vec<_> = seen.iter().map(|seen| (seen.key, seen.status)).collect();
     assert_eq!(keys, [(None, Some(401)), (Some(0), Some(200))]);
+    // But for the key, it is asked the same.
+    let asked = seen.iter().map(|seen| {
+        let mut headers = seen.headers.clone();
+        assert!(headers.remove(AUTHORIZATION).is_some());
+        (
+            &seen.method,
+            &seen.path,
+            &seen.query,
+            seen.body_bytes,
+            &seen.model,
+            headers,
+        )
+    });
+    let asked: Vec<_> = asked.collect();
+    assert_eq!(asked[0], asked[1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

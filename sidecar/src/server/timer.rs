@@ -70,13 +70,18 @@ impl Future for Limit {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_limit_counts_from_when_it_was_set() {
-        const LIMIT: Duration = Duration::from_millis(50);
+    const LIMIT: Duration = Duration::from_millis(50);
+
+    fn run(test: impl Future<Output = ()>) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build();
-        runtime.expect("a runtime").block_on(async {
+        runtime.expect("a runtime").block_on(test);
+    }
+
+    #[test]
+    fn a_limit_counts_from_when_it_was_set() {
+        run(async {
             let timer = LazyTimer::default();
             for _ in 0..3 {
                 // Dropped early, as that of a head that has come.
@@ -91,11 +96,7 @@ mod tests {
 
     #[test]
     fn what_is_waited_for_comes_in_time_or_not_at_all() {
-        const LIMIT: Duration = Duration::from_millis(50);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build();
-        runtime.expect("a runtime").block_on(async {
+        run(async {
             let timer = LazyTimer::default();
             // It counts from each beginning, whatever the timer was set for before.
             for limit in [20 * LIMIT, LIMIT, 20 * LIMIT] {

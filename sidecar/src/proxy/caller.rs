@@ -121,7 +121,6 @@ impl<'a> Verdict<'a> {
 /// Whether a header is one that providers, or gateways before them, take credentials from. Every header is asked about, so
 /// that what hardly any has is looked for first.
 fn holds_credential(name: &HeaderName, auth: &AuthHeader) -> bool {
-    const WORD: &str = "authorization";
     const KEYS: [&str; 2] = ["api-key", "subscription-key"];
     const TOKENS: [&str; 3] = ["auth-token", "access-token", "security-token"];
     let text = name.as_str();
@@ -133,9 +132,8 @@ fn holds_credential(name: &HeaderName, auth: &AuthHeader) -> bool {
     };
     by_its_end
         || text == "cookie"
-        // Hardly any other has a z where one with that word does.
-        || text.as_bytes().get(7..text.len().saturating_sub(5)).is_some_and(|middle| middle.contains(&b'z'))
-            && text.contains(WORD)
+        // Hardly any other has that letter, and looking for a word takes longer.
+        || (text.as_bytes().contains(&b'z') && text.contains("authorization"))
         || text.eq_ignore_ascii_case(&auth.header)
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::cell::LazyCell;
 
 use hyper::Method;
-use llmwarden_proto::delivery::{ModelPlace, Route, Upstream};
+use llmwarden_proto::delivery::{ModelPlace, Upstream};
 use memchr::memchr2;
 
 use super::query::{decoded, parameters};
@@ -50,12 +50,12 @@ pub fn decide<'a>(
         .iter()
         .filter(|route| route.method == "*" || route.method == method.as_str())
         .find_map(|route| {
-            let model = if route.path == path && is_plain(path) {
-                ""
-            } else {
-                matches(route, &segments)?
-            };
-            Some((route, model))
+            if route.path == path && is_plain(path) {
+                return Some((route, ""));
+            }
+            // What is denied stays so however a lenient server reads it.
+            let loose = route.model == ModelPlace::Denied;
+            Some((route, walk(route.path.strip_prefix('/'), &segments, loose)?))
         });
     let Some((route, model)) = matched else {
         return if limited {
@@ -98,14 +98,7 @@ fn names_model(upstream: &Upstream, query: &str) -> bool {
     })
 }
 
-/// What of the path names the model, if the route matches; empty where nothing does.
-fn matches<'s>(route: &Route, segments: &'s [Cow<'s, str>]) -> Option<&'s str> {
-    // What is denied stays so however a lenient server reads it.
-    let loose = route.model == ModelPlace::Denied;
-    walk(route.path.strip_prefix('/'), segments, loose)
-}
-
-/// Matches segment by segment, and returns what `{model}` stands for, if there is one.
+/// Matches segment by segment, and returns what `{model}` stands for: an empty text where the pattern has none.
 fn walk<'s>(pattern: Option<&str>, path: &'s [Cow<'s, str>], loose: bool) -> Option<&'s str> {
     let Some(pattern) = pattern else {
         return path.is_empty().then_some("");

@@ -149,32 +149,20 @@ fn documents() -> impl Strategy<Value = serde_json::Value> {
         "[a-z\\\\\"{}\\[\\]:,]{0,40}".prop_map(Into::into),
         Just(serde_json::Value::Null),
     ];
-    leaf.prop_recursive(4, 24, 4, move |inner| {
-        let name = "usage|usageMetadata|input_tokens|\"usage|[a-z\"\\\\]{0,40}";
-        let member = prop_oneof![
-            (name.prop_map(String::from), inner.clone()),
-            (Just("usage".to_owned()), used.clone())
-        ];
+    let nested = leaf.prop_recursive(4, 24, 4, move |inner| {
+        let names = "usage|usage|usageMetadata|input_tokens|\"usage|[a-z\"\\\\]{0,40}";
+        let values = prop_oneof![inner.clone(), used.clone()];
+        let object = |members| serde_json::Value::Object(serde_json::Map::from_iter(members));
         prop_oneof![
             prop::collection::vec(inner, 0..4).prop_map(Into::into),
-            prop::collection::btree_map(
-                prop_oneof![
-                    member.clone().prop_map(|(name, _)| name),
-                    Just("usage".to_owned())
-                ],
-                member.prop_map(|(_, value)| value),
-                0..4
-            )
-            .prop_map(|members| members.into_iter().collect::<serde_json::Map<_, _>>().into()),
+            prop::collection::vec((names, values), 0..4).prop_map(object),
         ]
-    })
-    .prop_flat_map(|inner| {
-        // Most would say it in their outermost object.
-        (0..4_usize, Just(inner)).prop_map(|(around, inner)| {
-            (0..around).fold(inner, |inner, depth| match depth % 2 {
-                0 => serde_json::json!({ "a": inner }),
-                _ => serde_json::json!([[], inner]),
-            })
+    });
+    // Most would say it in their outermost object.
+    (0..4_usize, nested).prop_map(|(around, nested)| {
+        (0..around).fold(nested, |inner, depth| match depth % 2 {
+            0 => serde_json::json!({ "a": inner }),
+            _ => serde_json::json!([[], inner]),
         })
     })
 }

@@ -16,6 +16,7 @@ use hyper::{Request, Response, Uri};
 use tower_service::Service;
 use tracing::debug;
 
+use crate::incoming;
 use crate::server::BoxError;
 use connect::Connector;
 use kept::Kept;
@@ -91,7 +92,7 @@ where
                 };
                 match sender.try_send_request(request).await {
                     Ok(answer) => {
-                        return Ok(answer.map(|body| Received::new(body, sender, self.kept.clone())));
+                        return Ok(answer.map(|body| Received::new(body.into(), sender, self.kept.clone())));
                     }
                     Err(mut error) => match error.take_message() {
                         Some(again) if is_kept => request = again,
@@ -110,6 +111,7 @@ where
             Err(elapsed) => return Err(Error::Connect(elapsed.into())),
         };
         let (sender, connection) = http1::handshake(stream).await.map_err(Error::Exchange)?;
+        let connection = incoming::Connection::new(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 debug!(%error, "a connection to a server ended early");

@@ -10,6 +10,7 @@ pub mod config;
 pub mod endpoint;
 pub mod files;
 mod idle;
+mod incoming;
 pub mod metrics;
 pub mod probe;
 pub mod proxy;

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::incoming;
 use crate::metrics::Metrics;
 use farewell::Refusal;
 use stream::Stream;
@@ -193,17 +194,18 @@ impl Server {
         http.timer(LazyTimer::default())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(MAX_HEAD_BYTES);
-        let mut serving = http.serve_connection(TokioIo::new(stream), Conversation { site, place });
+        let serving = http.serve_connection(TokioIo::new(stream), Conversation { site, place });
+        let mut serving = incoming::Connection::new(serving);
         let ended = tokio::select! {
             biased;
             ended = &mut serving => ended,
             () = self.stop.cancelled() => {
-                std::pin::Pin::new(&mut serving).graceful_shutdown();
+                std::pin::Pin::new(serving.inner_mut()).graceful_shutdown();
                 (&mut serving).await
             }
         };
         // With the service goes the place, which is held until then.
-        let parts = serving.into_parts();
+        let parts = serving.into_inner().into_parts();
         let connection = parts.io.into_inner().into_inner();
         let Err(error) = ended else {
             return farewell::linger(connection).await;

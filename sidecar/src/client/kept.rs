@@ -7,9 +7,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::client::conn::http1::SendRequest;
 use tokio::time::{Instant, sleep_until};
+
+use crate::incoming::Incoming;
 
 /// How long a connection is kept for the next request: less than the load balancers of providers keep theirs.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);

@@ -10,12 +10,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::HeaderMap;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::models::{Ambiguous, Named, Scanner};
 use super::refusal::Refusal;
 use crate::idle::{Broken, Idle};
+use crate::incoming::Incoming;
 use crate::server::BoxError;
 
 /// The largest body that is held.

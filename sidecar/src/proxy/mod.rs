@@ -269,7 +269,7 @@ impl Passing {
     }
 
     async fn pass(&mut self, body: Incoming, timer: &LazyTimer) -> Result<Answered, Refusal> {
-        let body = Inbound::read(body, &self.room).await?;
+        let body = Inbound::read(body.into(), &self.room).await?;
         // A caller takes its time to send it: what holds by now counts.
         let now = held(&self.slot)?;
         if !Arc::ptr_eq(&now, &self.delivered) {

@@ -15,8 +15,17 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 SHIPPED := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
 # Cargo.toml chooses aws-lc's small tables; what runs for every record is not to be small too.
 CRYPTO := -O2
+# What the sidecar was seen doing under load: the compiler makes fast what is hot, and small what is not. Its path tells what is in it, as
+# cargo builds a dependency anew only if its flags are others.
+RECORDED := sidecar/release.profdata.gz
+PROFILE = $(CURDIR)/target/sidecar-$(firstword $(shell sha256sum $(RECORDED))).profdata
+# Functions are called in it by names with hashes of all this.
+RECORDED_OF := { rustc -vV; cat Cargo.toml Cargo.lock; } | sha256sum
+# llvm-profdata of the LLVM that Rust has: `rustup component add llvm-tools`, or a package of that version.
+PROFDATA ?= $(firstword $(wildcard $(shell rustc --print sysroot)/lib/rustlib/$(HOST)/bin/llvm-profdata) llvm-profdata)
 
-.PHONY: help build release cluster helm crds test clients e2e check deny demo bench soak fuzz
+.DELETE_ON_ERROR:
+.PHONY: help build release llmwarden-controller llmwarden-sidecar profile cluster helm crds test clients e2e check deny demo bench soak fuzz
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,10 +35,33 @@ build: ## Builds the controller and the sidecar
 	$(CARGO) build --locked -p llmwarden-controller
 	$(CARGO) build --locked -p llmwarden-sidecar
 
-release: ## Builds both programs as they are shipped, in target/<host>/release (PROGRAM=llmwarden-sidecar for one)
-	for program in $(PROGRAM); do \
-		RUSTFLAGS="$(SHIPPED)" AWS_LC_SYS_CFLAGS="$(CRYPTO)" $(CARGO) build --locked --release --target $(HOST) -p $$program || exit; \
-	done
+release: $(PROGRAM) ## Builds both programs as they are shipped, in target/<host>/release (PROGRAM=llmwarden-sidecar for one)
+
+llmwarden-controller:
+	RUSTFLAGS="$(SHIPPED)" AWS_LC_SYS_CFLAGS="$(CRYPTO)" $(CARGO) build --locked --release --target $(HOST) -p $@
+
+llmwarden-sidecar:
+	@$(RECORDED_OF) | cmp -s - $(RECORDED).of || echo "warning: $(RECORDED) is of another Rust, Cargo.toml or Cargo.lock, and of little use: make profile" >&2
+	mkdir -p target
+	gzip -dc $(RECORDED) > $(PROFILE)
+	RUSTFLAGS="$(SHIPPED) -C profile-use=$(PROFILE) -C llvm-args=-disable-vp" AWS_LC_SYS_CFLAGS="$(CRYPTO)" $(CARGO) build --locked --release --target $(HOST) -p $@
+
+# The load of the bench, and what only tests ask for. With %c the counters are in the file from the start, as these sidecars are killed;
+# values can't be recorded then.
+profile: cluster helm llmwarden-controller ## Records what the sidecar does under load, by which `make release` builds it (needs llvm-profdata)
+	$(PROFDATA) merge --version | grep "LLVM version $$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')\."
+	rm -rf target/profile/counts
+	RUSTFLAGS="$(SHIPPED) -C profile-generate -C llvm-args=-runtime-counter-relocation -C llvm-args=-disable-vp" AWS_LC_SYS_CFLAGS="$(CRYPTO)" \
+		$(CARGO) build --locked --release --target $(HOST) --target-dir target/profile -p llmwarden-sidecar
+	ln -sf $(CURDIR)/target/$(HOST)/release/llmwarden-controller target/profile/$(HOST)/release/
+	$(CARGO) build --locked --release -p llmwarden-tests --bin bare
+	export LLMWARDEN_PROGRAMS=$(CURDIR)/target/profile/$(HOST)/release LLVM_PROFILE_FILE='$(CURDIR)/target/profile/counts/%p%c.profraw' && \
+		$(CARGO) test --locked -p llmwarden-tests --test it -- proxy:: && \
+		BENCH=delivery,endpoint,proxy $(CARGO) run --locked --release -q -p llmwarden-tests --bin bench
+	$(PROFDATA) merge -o target/profile/sidecar.profdata target/profile/counts
+	gzip -9 -n -c target/profile/sidecar.profdata > target/profile/sidecar.profdata.gz
+	mv target/profile/sidecar.profdata.gz $(RECORDED)
+	$(RECORDED_OF) > $(RECORDED).of
 
 cluster: ## Builds the control plane that tests run on (once, minutes; needs Go or KUBEBUILDER_ASSETS)
 	tests/build cluster

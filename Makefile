@@ -18,7 +18,7 @@ CRYPTO := -O2
 # What the sidecar was seen doing under load: the compiler makes fast what is hot, and small what is not. Its path tells what is in it, as
 # cargo builds a dependency anew only if its flags are others.
 RECORDED := sidecar/release.profdata.gz
-PROFILE = $(CURDIR)/target/sidecar-$(firstword $(shell sha256sum $(RECORDED))).profdata
+PROFILE := $(CURDIR)/target/sidecar-$(firstword $(shell sha256sum $(RECORDED))).profdata
 # Functions are called in it by names with hashes of all this.
 RECORDED_OF := { rustc -vV; cat Cargo.toml Cargo.lock; } | sha256sum
 # llvm-profdata of the LLVM that Rust has: `rustup component add llvm-tools`, or a package of that version.
@@ -40,11 +40,14 @@ release: $(PROGRAM) ## Builds both programs as they are shipped, in target/<host
 llmwarden-controller:
 	RUSTFLAGS="$(SHIPPED)" AWS_LC_SYS_CFLAGS="$(CRYPTO)" $(CARGO) build --locked --release --target $(HOST) -p $@
 
-llmwarden-sidecar:
+llmwarden-sidecar: $(PROFILE)
 	@$(RECORDED_OF) | cmp -s - $(RECORDED).of || echo "warning: $(RECORDED) is of another Rust, Cargo.toml or Cargo.lock, and of little use: make profile" >&2
-	mkdir -p target
-	gzip -dc $(RECORDED) > $(PROFILE)
 	RUSTFLAGS="$(SHIPPED) -C profile-use=$(PROFILE) -C llvm-args=-disable-vp" AWS_LC_SYS_CFLAGS="$(CRYPTO)" $(CARGO) build --locked --release --target $(HOST) -p $@
+
+# Once: cargo would build the sidecar anew for a file with another time.
+$(PROFILE):
+	mkdir -p $(@D)
+	gzip -dc $(RECORDED) > $@
 
 # The load of the bench, and what only tests ask for. With %c the counters are in the file from the start, as these sidecars are killed;
 # values can't be recorded then.

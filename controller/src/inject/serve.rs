@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
-use axum::http::header;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::post;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
+use http_body_util::{BodyExt as _, Limited};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::DynamicObject;
@@ -43,6 +44,8 @@ pub const PATH: &str = "/inject";
 pub const ACCESS_PATH: &str = "/access";
 /// The largest review that is read: objects have 3 MiB at most, and there is one in it.
 const MAX_REVIEW: usize = 4 * 1024 * 1024;
+/// How much of a larger one is thrown away: a connection that is closed before its request has ended takes the answer with it.
+const MAX_REST: usize = 16 * 1024 * 1024;
 /// How long a client may take for its TLS handshake, and then for its first request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -228,7 +231,6 @@ pub async fn serve(
     let router = Router::new()
         .route(PATH, post(admit))
         .route(ACCESS_PATH, post(admit_access))
-        .layer(DefaultBodyLimit::max(MAX_REVIEW))
         .with_state(Arc::new(webhook));
     axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(tls))
         .with_context(failed)?
@@ -240,12 +242,27 @@ pub async fn serve(
     anyhow::bail!("admission is not served any more")
 }
 
-async fn admit(State(webhook): State<Arc<Webhook>>, body: Bytes) -> impl IntoResponse {
-    answer(&webhook.review(&body))
+async fn admit(State(webhook): State<Arc<Webhook>>, body: Body) -> Result<impl IntoResponse, Refusal> {
+    Ok(answer(&webhook.review(&read(body).await?)))
 }
 
-async fn admit_access(State(webhook): State<Arc<Webhook>>, body: Bytes) -> impl IntoResponse {
-    answer(&webhook.review_access(&body))
+async fn admit_access(
+    State(webhook): State<Arc<Webhook>>,
+    body: Body,
+) -> Result<impl IntoResponse, Refusal> {
+    Ok(answer(&webhook.review_access(&read(body).await?)))
+}
+
+type Refusal = (StatusCode, String);
+
+async fn read(mut body: Body) -> Result<Bytes, Refusal> {
+    if let Ok(review) = Limited::new(&mut body, MAX_REVIEW).collect().await {
+        return Ok(review.to_bytes());
+    }
+    let mut rest = Limited::new(body, MAX_REST);
+    while let Some(Ok(_)) = rest.frame().await {}
+    let why = format!("a review has {MAX_REVIEW} bytes at most");
+    Err((StatusCode::PAYLOAD_TOO_LARGE, why))
 }
 
 fn answer(review: &AdmissionReview<DynamicObject>) -> impl IntoResponse + use<> {

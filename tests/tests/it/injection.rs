@@ -405,7 +405,7 @@ async fn requests_that_are_not_reviews_are_answered() -> Result<()> {
     for (body, status, expected) in [
         ("{".to_owned(), 200, "not the AdmissionReview of a pod"),
         (json!({ "request": { "uid": "u-1" } }).to_string(), 200, "u-1"),
-        ("x".repeat(5 * 1024 * 1024), 413, ""),
+        ("x".repeat(15 * 1024 * 1024), 413, "4194304 bytes at most"),
     ] {
         let (seen, text) = installation.post_to_webhook(body).await?;
         assert_eq!(seen, status, "{text}");

@@ -246,10 +246,7 @@ async fn admit(State(webhook): State<Arc<Webhook>>, body: Body) -> Result<impl I
     Ok(answer(&webhook.review(&read(body).await?)))
 }
 
-async fn admit_access(
-    State(webhook): State<Arc<Webhook>>,
-    body: Body,
-) -> Result<impl IntoResponse, Refusal> {
+async fn admit_access(State(webhook): State<Arc<Webhook>>, body: Body) -> Result<impl IntoResponse, Refusal> {
     Ok(answer(&webhook.review_access(&read(body).await?)))
 }
 

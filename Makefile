@@ -95,7 +95,7 @@ check: deny ## Checks format, lints, licences, generated files and that the fuzz
 	$(CARGO) run --locked -q -p llmwarden-controller -- crd --check $(CRDS)
 
 deny:
-	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked --version $(DENY_VERSION) --root $(TOOLS)
+	@command -v cargo-deny >/dev/null || $(CARGO) install --debug cargo-deny --locked --version $(DENY_VERSION) --root $(TOOLS)
 
 demo: cluster helm build ## Shows a key rotate under a running agent (KEEP=1 leaves the cluster running)
 	KEEP=$(KEEP) $(CARGO) run --locked -q -p llmwarden-tests --bin demo

@@ -71,6 +71,7 @@ impl Options {
             .arg(dir)
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
             .args(["--status", &self.status])
+            .envs(image_environment())
             .env(LEVEL_VARIABLE, &self.log_level);
         for variable in EGRESS {
             command
@@ -95,6 +96,14 @@ impl Options {
         }
         Ok(command)
     }
+}
+
+/// What its image has it run with.
+fn image_environment() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let stages = include_str!("../../Dockerfile.sidecar").split("\nFROM ");
+    let last = stages.last().unwrap_or_default();
+    last.lines()
+        .filter_map(|line| line.strip_prefix("ENV ")?.split_once('='))
 }
 
 /// A sidecar that listens. Dropping it kills it and removes what it delivered.

@@ -14,7 +14,7 @@ use axum::response::IntoResponse;
 use axum::routing::post;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::DynamicObject;
@@ -46,7 +46,7 @@ pub const ACCESS_PATH: &str = "/access";
 const MAX_REVIEW: usize = 4 * 1024 * 1024;
 /// How much of a larger one is thrown away: a connection that is closed before its request has ended takes the answer with it.
 const MAX_REST: usize = 16 * 1024 * 1024;
-/// How long a client may take for its TLS handshake, and then for its first request.
+/// How long a client may take for its TLS handshake, then for its first request, and for each review.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What answers are made from.
@@ -243,26 +243,62 @@ pub async fn serve(
 }
 
 async fn admit(State(webhook): State<Arc<Webhook>>, body: Body) -> Result<impl IntoResponse, Refusal> {
-    Ok(answer(&webhook.review(&read(body).await?)))
+    Ok(answer(&webhook.review(&read(body, PATIENCE).await?)))
 }
 
 async fn admit_access(State(webhook): State<Arc<Webhook>>, body: Body) -> Result<impl IntoResponse, Refusal> {
-    Ok(answer(&webhook.review_access(&read(body).await?)))
+    Ok(answer(&webhook.review_access(&read(body, PATIENCE).await?)))
 }
 
 type Refusal = (StatusCode, String);
 
-async fn read(mut body: Body) -> Result<Bytes, Refusal> {
-    if let Ok(review) = Limited::new(&mut body, MAX_REVIEW).collect().await {
-        return Ok(review.to_bytes());
-    }
-    let mut rest = Limited::new(body, MAX_REST);
-    while let Some(Ok(_)) = rest.frame().await {}
-    let why = format!("a review has {MAX_REVIEW} bytes at most");
-    Err((StatusCode::PAYLOAD_TOO_LARGE, why))
+async fn read(mut body: Body, patience: Duration) -> Result<Bytes, Refusal> {
+    let reading = async {
+        match Limited::new(&mut body, MAX_REVIEW).collect().await {
+            Ok(review) => return Ok(review.to_bytes()),
+            Err(error) if !error.is::<LengthLimitError>() => {
+                return Err((StatusCode::BAD_REQUEST, error.to_string()));
+            }
+            Err(_) => {}
+        }
+        let mut rest = Limited::new(body, MAX_REST);
+        while let Some(Ok(_)) = rest.frame().await {}
+        let why = format!("a review has {MAX_REVIEW} bytes at most");
+        Err((StatusCode::PAYLOAD_TOO_LARGE, why))
+    };
+    tokio::time::timeout(patience, reading).await.unwrap_or_else(|_| {
+        let why = format!("the review took longer than {} s", patience.as_secs());
+        Err((StatusCode::REQUEST_TIMEOUT, why))
+    })
 }
 
 fn answer(review: &AdmissionReview<DynamicObject>) -> impl IntoResponse + use<> {
     let text = serde_json::to_vec(review).expect("an answer has string keys and no failing values");
     ([(header::CONTENT_TYPE, "application/json")], text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use futures::stream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_review_that_does_not_come_or_breaks_off_is_told_apart_from_a_large_one() {
+        let waiting = Body::from_stream(stream::pending::<io::Result<Bytes>>());
+        let broken = Body::from_stream(stream::iter([Err::<Bytes, _>(io::Error::other("gone"))]));
+        let large = Body::from(vec![b'x'; MAX_REVIEW + 1]);
+        for (body, patience, status) in [
+            (waiting, Duration::ZERO, StatusCode::REQUEST_TIMEOUT),
+            (broken, PATIENCE, StatusCode::BAD_REQUEST),
+            (large, PATIENCE, StatusCode::PAYLOAD_TOO_LARGE),
+        ] {
+            let read = read(body, patience).await;
+            assert_eq!(read.map_err(|(status, _)| status), Err(status));
+        }
+        let whole = read(Body::from(vec![b'x'; MAX_REVIEW]), PATIENCE).await;
+        assert_eq!(whole.map(|review| review.len()), Ok(MAX_REVIEW));
+    }
 }

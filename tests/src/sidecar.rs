@@ -98,8 +98,8 @@ impl Options {
     }
 }
 
-/// What its image has it run with.
-fn image_environment() -> impl Iterator<Item = (&'static str, &'static str)> {
+/// What its image has it run with, of its environment.
+pub fn image_environment() -> impl Iterator<Item = (&'static str, &'static str)> {
     let stages = include_str!("../../Dockerfile.sidecar").split("\nFROM ");
     let last = stages.last().unwrap_or_default();
     last.lines()

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use llmwarden_tests::sidecar::image_environment;
 use llmwarden_tests::{Image, binaries};
 use serde_json::{Value, json};
 
@@ -57,6 +58,15 @@ async fn an_image_is_the_program_and_the_authorities_and_two_builds_are_one() {
         assert_eq!(image.digest(), again.digest());
         assert_eq!(image.config()["User"], json!("65532:65532"));
         assert_eq!(image.config()["Entrypoint"], json!([format!("/{name}")]));
+        if name == "llmwarden-sidecar" {
+            // What tests start is to run alike.
+            let environment: Vec<_> = image_environment()
+                .map(|(name, value)| json!(format!("{name}={value}")))
+                .collect();
+            // buildah puts a PATH before them.
+            let all = image.config()["Env"].as_array().unwrap();
+            assert_eq!(all[1..], environment);
+        }
         let (files, bytes) = content(&image);
         let expected = [
             "-r--r--r-- etc/ssl/certs/ca-certificates.crt".to_owned(),

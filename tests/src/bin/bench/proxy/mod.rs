@@ -15,7 +15,7 @@ use crate::figures::{Weight, median, percentile};
 use crate::load::{Connection, Target, aside, micros};
 use servers::Servers;
 
-/// Any one of them may be a tenth off: it is the middle that counts.
+/// With seven, the ratio of one build differed by a tenth from run to run; with these, by two or three hundredths.
 const ROUNDS: usize = 21;
 /// Connections, and requests on each. No more than idle connections to the provider are kept, so that there are no handshakes.
 const LOADS: [(usize, usize); 3] = [(1, 3_000), (16, 1_000), (256, 40)];

@@ -223,9 +223,14 @@ impl ProviderKind {
     /// None for those whose SDKs take no proxy.
     pub fn routes(self, base_path: &str) -> Vec<Route> {
         let sets = self.sets(base_path);
-        sets.iter()
+        let mut routes: Vec<_> = sets
+            .iter()
             .flat_map(|(prefix, set)| set.rows.iter().map(move |row| route(prefix, row)))
-            .collect()
+            .collect();
+        // What lets in segments of any name is not to let in what is denied anywhere.
+        let takes_any = |path: &str| path.split('/').any(|segment| segment.starts_with('*'));
+        routes.sort_by_key(|route| route.model != Denied && takes_any(&route.path));
+        routes
     }
 
     /// The same as sets, each with what stands before its paths. What is never allowed comes last, and is looked for anywhere.

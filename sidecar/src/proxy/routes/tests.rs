@@ -205,6 +205,8 @@ fn gemini_decides_by_the_path() {
             ("POST /upload/v1beta/files", Free),
             ("POST /v1alpha/auth_tokens", Denied),
             ("POST /v1alpha/AUTH_TOKENS", Denied),
+            ("POST /v1beta/files/a/auth_tokens", Denied),
+            ("POST /v1beta/interactions/auth_tokens/cancel", Denied),
             (
                 "POST /$rpc/google.ai.generativelanguage.v1alpha.AuthTokenService/CreateToken",
                 Denied,

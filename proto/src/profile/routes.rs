@@ -228,7 +228,7 @@ impl ProviderKind {
             .flat_map(|(prefix, set)| set.rows.iter().map(move |row| route(prefix, row)))
             .collect();
         // What lets in segments of any name is not to let in what is denied anywhere.
-        let takes_any = |path: &str| path.split('/').any(|segment| segment.starts_with('*'));
+        let takes_any = |path: &str| path.split('/').any(|segment| matches!(segment, "*" | "**"));
         routes.sort_by_key(|route| route.model != Denied && takes_any(&route.path));
         routes
     }
